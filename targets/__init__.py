@@ -1,0 +1,2 @@
+if not __name__.startswith("qcompiler."):
+    raise ImportError("import this package as qcompiler.targets; the folder at the top level is not a package of its own")

@@ -1,0 +1,93 @@
+"""What a target is: plain data, checked when it is made. Describing a target never needs the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qcompiler.errors import TargetError
+
+DotProduct = Literal["vpdpbusd", "vpmaddwd"]
+"""Instruction that multiplies and accumulates 8-bit integers into 32 bits, under the vendor's name."""
+
+
+@dataclass(frozen=True)
+class QuantizationRules:
+    """What the target's integer kernels accept; the quantizer takes its rules from here.
+
+    Activations are ``uint8`` with one scale and zero point a tensor. Weights are ``int8``, symmetric, one scale
+    an output channel.
+
+    Attributes:
+        activation_range: inclusive range of quantized activations.
+        weight_range: inclusive range of quantized weights.
+        operators: operator classes that have an integer kernel. Names: ``conv2d``, ``linear``, ``add``, ``mul``,
+            ``concat``, ``max_pool2d``, ``avg_pool2d`` (adaptive pooling and spatial means included),
+            ``elementwise`` (unary operators, by table), ``data_movement`` (reshape, permute, slice, split, pad,
+            nearest up-sampling).
+    """
+
+    activation_range: tuple[int, int] = (0, 255)
+    weight_range: tuple[int, int] = (-127, 127)
+    operators: frozenset[str] = frozenset(
+        {
+            "conv2d",
+            "linear",
+            "add",
+            "mul",
+            "concat",
+            "max_pool2d",
+            "avg_pool2d",
+            "elementwise",
+            "data_movement",
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """A chip as the compiler sees it.
+
+    Attributes:
+        name: the name a user gives, such as ``x86-avx512-vnni``.
+        family: folder of the target's kernels: ``x86``, ``arm``, ``cuda``.
+        mcpu: LLVM's name of the processor that code is scheduled for.
+        llvm_features: LLVM features added to ``mcpu``'s, as ``+avx512vnni``.
+        required_features: features, named as in ``/proc/cpuinfo``, without which the library must not run.
+        instruction: the multiply-accumulate instruction of the integer kernels.
+        vector_bits: width of the vector registers that the kernels use.
+        vector_registers: how many of them there are.
+        macs_per_cycle: peak 8-bit multiply-accumulates a cycle and core with ``instruction``.
+        l1_bytes: level-1 data cache of one core.
+        l2_bytes: level-2 cache of one core.
+        microarchitecture: archspec's name of the chip or of the generic level.
+        has_vbmi: byte permutations over two registers (``vpermi2b``) exist.
+        rules: what the quantizer may use.
+    """
+
+    name: str
+    family: Literal["x86", "arm", "cuda"]
+    mcpu: str
+    llvm_features: tuple[str, ...]
+    required_features: tuple[str, ...]
+    instruction: DotProduct
+    vector_bits: int
+    vector_registers: int
+    macs_per_cycle: int
+    l1_bytes: int
+    l2_bytes: int
+    microarchitecture: str
+    has_vbmi: bool = False
+    rules: QuantizationRules = QuantizationRules()
+
+    def __post_init__(self) -> None:
+        if self.vector_bits not in (128, 256, 512):
+            raise TargetError(f"target {self.name}: vector_bits is {self.vector_bits}; allowed: 128, 256, 512")
+        for name in ("vector_registers", "macs_per_cycle", "l1_bytes", "l2_bytes"):
+            if getattr(self, name) <= 0:
+                raise TargetError(f"target {self.name}: {name} is {getattr(self, name)}; it must be positive")
+
+    @property
+    def int32_lanes(self) -> int:
+        """32-bit lanes of one vector register."""
+        return self.vector_bits // 32
