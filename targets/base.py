@@ -61,6 +61,8 @@ class Target:
         l1_bytes: level-1 data cache of one core.
         l2_bytes: level-2 cache of one core.
         microarchitecture: archspec's name of the chip or of the generic level.
+        half_vector_cost: cost of a multiply-accumulate of half of the vector, relative to its share: 1 where
+            two halves take as long as the whole, 2 where they take twice as long.
         has_vbmi: byte permutations over two registers (``vpermi2b``) exist.
         rules: what the quantizer may use.
     """
@@ -77,6 +79,7 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     microarchitecture: str
+    half_vector_cost: float = 1.0
     has_vbmi: bool = False
     rules: QuantizationRules = QuantizationRules()
 

@@ -1,0 +1,297 @@
+"""What the x86 kernels compute, in tensor expressions over NHWC activations and packed weights.
+
+The formulas are those of ``qcompiler.operators``. Block names (``pad``, ``acc``, ``requantize``, ``out``) are what the
+schedules hold on to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import te, tirx
+
+from qcompiler.operators import window_extent
+from qcompiler.targets.x86.decisions import ConvDecision
+from qcompiler.targets.x86.layouts import ChannelBlocks, ceil_div
+
+Index = Callable[..., tirx.PrimExpr]
+
+
+def i32(value: tirx.PrimExpr) -> tirx.PrimExpr:
+    return value.astype("int32")
+
+
+def round_half_even(value: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Nearest int32 of a float32 of magnitude below 2**31: ``vcvtps2dq``, which rounds halves to even."""
+    return tirx.call_llvm_pure_intrin("int32", "llvm.lrint", value)
+
+
+@dataclass(frozen=True)
+class Requantization:
+    """``clip(rne(value) + zero_point, lo, hi)``.
+
+    Attributes:
+        zero_point: added after rounding.
+        lo: lower bound of the result, 0 or more.
+        hi: upper bound of the result, 255 or less.
+        bounded: the magnitude of ``value`` is known to be below 2**30, so that it needs no upper bound before it
+            becomes an integer.
+    """
+
+    zero_point: int
+    lo: int
+    hi: int
+    bounded: bool
+
+    def __call__(self, value: tirx.PrimExpr) -> tirx.PrimExpr:
+        # Bounding before rounding gives the same: the bounds are integers and rounding is monotonic.
+        if not self.bounded:
+            value = tirx.min(value, tirx.const(float(self.hi - self.zero_point), "float32"))
+        value = tirx.max(value, tirx.const(float(self.lo - self.zero_point), "float32"))
+        integer = round_half_even(value)
+        if self.zero_point:
+            integer = integer + tirx.const(self.zero_point, "int32")
+        # Not negative here, so the unsigned minimum is right, and it is one instruction with the narrowing store.
+        return tirx.min(integer.astype("uint32"), tirx.const(self.hi, "uint32")).astype("uint8")
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Extents of a convolution; padding is (top, left, bottom, right)."""
+
+    batch: int
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @property
+    def out_height(self) -> int:
+        pads = self.padding[0] + self.padding[2]
+        return window_extent(self.height, self.kernel[0], self.strides[0], pads, self.dilation[0])
+
+    @property
+    def out_width(self) -> int:
+        pads = self.padding[1] + self.padding[3]
+        return window_extent(self.width, self.kernel[1], self.strides[1], pads, self.dilation[1])
+
+    @property
+    def pointwise(self) -> bool:
+        return self.kernel == (1, 1) and not any(self.padding)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, without those that padding and packing add."""
+        outputs = self.batch * self.out_height * self.out_width * self.out_channels
+        return outputs * self.kernel[0] * self.kernel[1] * (self.in_channels // self.groups)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.in_channels == self.out_channels and self.groups > 1
+
+
+def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_value: int) -> te.Tensor:
+    """``x`` with its borders filled with ``pad_value``, at least ``width`` columns and ``channels`` channels.
+
+    Returns ``x`` itself where nothing is to be added.
+    """
+    n, h, w, c = (int(d) for d in x.shape)
+    top, left, bottom, right = shape.padding
+    full = max(w + left + right, width)
+    if not (top or bottom or full > w or channels > c):
+        return x
+
+    def element(b: tirx.Var, i: tirx.Var, j: tirx.Var, k: tirx.Var) -> tirx.PrimExpr:
+        inside = []
+        if top or bottom:
+            inside += [i >= top, i < h + top]
+        if full > w:
+            inside += [j >= left, j < w + left]
+        if channels > c:
+            inside += [k < c]
+        return tirx.if_then_else(tirx.all(*inside), x[b, i - top, j - left, k], tirx.const(pad_value, "uint8"))
+
+    return te.compute((n, h + top + bottom, full, channels), element, name="pad")
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to an accumulator.
+
+    Attributes:
+        requantization: to u8, or None for a float32 result.
+        residual_shift: the residual's shift, or None without a residual.
+    """
+
+    requantization: Requantization | None
+    residual_shift: int | None
+
+    def arguments(self, blocks: int, lanes: int, output: Sequence[int]) -> list[te.Tensor]:
+        """Placeholders: bias, multiplier, and with a residual the residual, its multiplier and its offset."""
+        args = [
+            te.placeholder((blocks, lanes), "int32", name="bias"),
+            te.placeholder((blocks, lanes), "float32", name="multiplier"),
+        ]
+        if self.residual_shift is not None:
+            args.append(te.placeholder(tuple(output), "uint8", name="residual"))
+            args.append(te.placeholder((blocks, lanes), "int32", name="residual_multiplier"))
+            args.append(te.placeholder((blocks, lanes), "int32", name="residual_offset"))
+        return args
+
+    def __call__(
+        self,
+        accumulator: tirx.PrimExpr,
+        block: tirx.PrimExpr,
+        lane: tirx.PrimExpr,
+        args: Sequence[te.Tensor],
+        residual: tirx.PrimExpr | None,
+    ) -> tirx.PrimExpr:
+        value = accumulator + args[0][block, lane]
+        if self.residual_shift is not None:
+            assert residual is not None
+            share = i32(residual) * args[3][block, lane] + args[4][block, lane]
+            value = value + (share >> self.residual_shift if self.residual_shift else share)
+        scaled = value.astype("float32") * args[1][block, lane]
+        return scaled if self.requantization is None else self.requantization(scaled)
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.requantization is None else "uint8"
+
+
+def conv2d(
+    shape: ConvShape,
+    cut: ChannelBlocks,
+    decision: ConvDecision,
+    epilogue: Epilogue,
+    pad_value: int,
+    *,
+    matrix: bool = False,
+) -> list[te.Tensor]:
+    """A dense or grouped convolution; with ``matrix`` the activations are ``[M, K]`` and ``[M, CO]``.
+
+    Returns the arguments of the kernel: x, packed weights, the epilogue's arguments, output.
+    """
+    n, oh, ow, co = shape.batch, shape.out_height, shape.out_width, shape.out_channels
+    kh, kw = shape.kernel
+    sh, sw = shape.strides
+    dh, dw = shape.dilation
+    lanes = cut.lanes
+    computed = ceil_div(ow, decision.tile_width) * decision.tile_width
+    whole_tiles = computed == ow
+    whole_blocks = cut.blocks * lanes == co and cut.blocks_per_group % decision.tile_blocks == 0
+    channels = shape.in_channels
+    last_group = (cut.blocks // cut.blocks_per_group - 1) * cut.group_inputs
+    read_channels = max(channels, last_group + cut.k_blocks * 4)
+
+    if matrix:
+        x = te.placeholder((shape.width, channels), "uint8", name="x")
+        source = x
+        if read_channels > channels:
+            source = te.compute(
+                (shape.width, read_channels),
+                lambda m, k: tirx.if_then_else(k < channels, x[m, k], tirx.const(0, "uint8")),
+                name="pad",
+            )
+
+        def read(b: tirx.PrimExpr, i: tirx.PrimExpr, j: tirx.PrimExpr, k: tirx.PrimExpr) -> tirx.PrimExpr:
+            return source[j if whole_tiles else tirx.min(j, ow - 1), k]
+    else:
+        x = te.placeholder((n, shape.height, shape.width, channels), "uint8", name="x")
+        clamped = shape.pointwise and read_channels == channels
+        needed = shape.width if clamped else (computed - 1) * sw + (kw - 1) * dw + 1
+        padded = padded_input(x, shape, needed, read_channels, pad_value)
+
+        def read(b: tirx.PrimExpr, i: tirx.PrimExpr, j: tirx.PrimExpr, k: tirx.PrimExpr) -> tirx.PrimExpr:
+            return padded[b, i, tirx.min(j, shape.width - 1) if clamped and not whole_tiles else j, k]
+
+    weight = te.placeholder((cut.blocks, kh, kw, cut.k_blocks, lanes, 4), "int8", name="weight")
+    rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
+    ro, ri = te.reduce_axis((0, cut.k_blocks), "ko"), te.reduce_axis((0, 4), "ki")
+
+    def first_input(block: tirx.PrimExpr) -> tirx.PrimExpr:
+        if cut.blocks_per_group == cut.blocks:
+            return tirx.const(0, "int32")
+        return tirx.floordiv(block, cut.blocks_per_group) * cut.group_inputs
+
+    acc = te.compute(
+        (n, oh, computed, cut.blocks, lanes),
+        lambda b, i, j, block, lane: te.sum(
+            i32(read(b, i * sh + rh * dh, j * sw + rw * dw, first_input(block) + ro * 4 + ri))
+            * i32(weight[block, rh, rw, ro, lane, ri]),
+            axis=[rh, rw, ro, ri],
+        ),
+        name="acc",
+    )
+    args = epilogue.arguments(cut.blocks, lanes, (ow, co) if matrix else (n, oh, ow, co))
+
+    def finished(b: tirx.Var, i: tirx.Var, j: tirx.Var, block: tirx.Var, lane: tirx.Var) -> tirx.PrimExpr:
+        residual = None
+        if epilogue.residual_shift is not None:
+            column = j if whole_tiles else tirx.min(j, ow - 1)
+            channel = block * lanes + lane
+            if not whole_blocks:
+                channel = tirx.min(channel, co - 1)
+            residual = args[2][column, channel] if matrix else args[2][b, i, column, channel]
+        return epilogue(acc[b, i, j, block, lane], block, lane, args, residual)
+
+    requantized = te.compute((n, oh, computed, cut.blocks, lanes), finished, name="requantize")
+    if matrix:
+        out = te.compute(
+            (ow, co), lambda m, c: requantized[0, 0, m, tirx.floordiv(c, lanes), tirx.floormod(c, lanes)], name="out"
+        )
+    else:
+        out = te.compute(
+            (n, oh, ow, co),
+            lambda b, i, j, c: requantized[b, i, j, tirx.floordiv(c, lanes), tirx.floormod(c, lanes)],
+            name="out",
+        )
+    return [x, weight, *args, out]
+
+
+def depthwise_conv2d(
+    shape: ConvShape, lanes: int, tile_width: int, epilogue: Epilogue, pad_value: int
+) -> list[te.Tensor]:
+    """A depthwise convolution; weights are ``[C/L, KH, KW, L]``."""
+    n, oh, ow, c = shape.batch, shape.out_height, shape.out_width, shape.out_channels
+    (kh, kw), (sh, sw), (dh, dw) = shape.kernel, shape.strides, shape.dilation
+    blocks = ceil_div(c, lanes)
+    computed = ceil_div(ow, tile_width) * tile_width
+    whole = computed == ow and blocks * lanes == c
+    x = te.placeholder((n, shape.height, shape.width, c), "uint8", name="x")
+    padded = padded_input(x, shape, (computed - 1) * sw + (kw - 1) * dw + 1, blocks * lanes, pad_value)
+    weight = te.placeholder((blocks, kh, kw, lanes), "int8", name="weight")
+    rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
+    acc = te.compute(
+        (n, oh, computed, blocks, lanes),
+        lambda b, i, j, block, lane: te.sum(
+            i32(padded[b, i * sh + rh * dh, j * sw + rw * dw, block * lanes + lane])
+            * i32(weight[block, rh, rw, lane]),
+            axis=[rh, rw],
+        ),
+        name="acc",
+    )
+    args = epilogue.arguments(blocks, lanes, (n, oh, ow, c))
+
+    def finished(b: tirx.Var, i: tirx.Var, j: tirx.Var, block: tirx.Var, lane: tirx.Var) -> tirx.PrimExpr:
+        residual = None
+        if epilogue.residual_shift is not None:
+            column, channel = j, block * lanes + lane
+            if not whole:
+                column, channel = tirx.min(j, ow - 1), tirx.min(channel, c - 1)
+            residual = args[2][b, i, column, channel]
+        return epilogue(acc[b, i, j, block, lane], block, lane, args, residual)
+
+    requantized = te.compute((n, oh, computed, blocks, lanes), finished, name="requantize")
+    out = te.compute(
+        (n, oh, ow, c),
+        lambda b, i, j, k: requantized[b, i, j, tirx.floordiv(k, lanes), tirx.floormod(k, lanes)],
+        name="out",
+    )
+    return [x, weight, *args, out]

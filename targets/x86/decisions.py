@@ -1,0 +1,99 @@
+"""What the schedules do without tuning: decisions that the description of the target implies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qcompiler.targets.base import Target
+from qcompiler.targets.x86.layouts import ceil_div
+
+EPILOGUE_COST = 8
+"""Instructions that turn one vector of accumulators into outputs; weighed against the inner loop's."""
+
+
+@dataclass(frozen=True)
+class ConvDecision:
+    """Decisions of a convolution's schedule.
+
+    Attributes:
+        lanes: output channels of a block, one a 32-bit lane.
+        tile_width: output columns whose accumulators are in registers at once.
+        tile_blocks: blocks of output channels whose accumulators are in registers at once.
+        channel_major: the loop over output channels is outside of the loop over rows.
+    """
+
+    lanes: int
+    tile_width: int
+    tile_blocks: int
+    channel_major: bool
+
+
+def accumulator_budget(target: Target) -> int:
+    """Vector registers for accumulators.
+
+    Fewer than half of them: the weights of the tile, the broadcast inputs of the next steps and the constants of
+    the epilogue live beside them, and LLVM spills at anything near the number of registers. Seven columns by two
+    blocks is enough to hide the latency of the multiply-accumulate on 32 registers.
+    """
+    return 14 if target.vector_registers >= 32 else 6
+
+
+def choose_lanes(target: Target, out_channels: int) -> int:
+    """The full vector, or half of it where the last block would stand half empty."""
+    full = target.int32_lanes
+    half = full // 2
+    if half >= 8 and ceil_div(out_channels, half) * half < ceil_div(out_channels, full) * full:
+        wasted = ceil_div(out_channels, full) * full / out_channels
+        if wasted > 1.2 * target.half_vector_cost:
+            return half
+    return full
+
+
+def conv_decision(
+    target: Target, width: int, rows: int, out_channels: int, blocks: int, lanes: int, k_steps: int,
+    weight_bytes: int, input_bytes: int,
+) -> ConvDecision:  # fmt: skip
+    """Decides a convolution with ``rows`` output rows of ``width`` columns.
+
+    Args:
+        target: the chip.
+        width: output columns.
+        rows: output rows of the whole batch.
+        out_channels: output channels.
+        blocks: blocks of output channels that share their inputs.
+        lanes: output channels of a block.
+        k_steps: ``dot4`` steps of one accumulator.
+        weight_bytes: size of the packed weights.
+        input_bytes: size of the input.
+    """
+    budget = accumulator_budget(target)
+    best: tuple[float, int, int] | None = None
+    for tile_blocks in range(1, min(blocks, budget) + 1):
+        if blocks % tile_blocks:
+            continue
+        for tile_width in range(1, min(width, budget // tile_blocks) + 1):
+            computed = ceil_div(width, tile_width) * tile_width
+            accumulators = tile_width * tile_blocks
+            # One step: a multiply-accumulate an accumulator, a broadcast a column, a load a block of weights.
+            # A tile with fewer accumulators than the latency of the instruction (4 to 5 cycles, two units) waits.
+            step = max(accumulators, 8) + 0.35 * (tile_width + tile_blocks)
+            cost = (k_steps * step + EPILOGUE_COST * accumulators) / accumulators
+            cost *= computed / width
+            if computed != width:
+                cost *= 1.03  # the last tile goes through a buffer
+            if best is None or cost < best[0]:
+                best = (cost, tile_width, tile_blocks)
+    assert best is not None
+    _, tile_width, tile_blocks = best
+    return ConvDecision(lanes, tile_width, tile_blocks, channel_major=weight_bytes > input_bytes)
+
+
+def depthwise_tile(target: Target, width: int) -> int:
+    """Output columns of a depthwise tile: accumulators and widened inputs share the registers."""
+    budget = 8 if target.vector_registers >= 32 else 4
+    return min(range(1, min(width, budget) + 1), key=lambda t: (ceil_div(width, t) * t / width * (1 + 1 / t), -t))
+
+
+def divisor_at_most(n: int, limit: int) -> int:
+    """The largest divisor of ``n`` that is at most ``limit``."""
+    return max(d for d in range(1, min(n, limit) + 1) if n % d == 0)
