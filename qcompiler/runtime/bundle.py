@@ -1,0 +1,88 @@
+"""Reads a bundle: a folder with ``model.so``, ``manifest.json`` and the runtime libraries in ``lib``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qcompiler.errors import BundleError
+from qcompiler.runtime.cpu import check_cpu
+from qcompiler.runtime.library import load_library, sha256
+from qcompiler.runtime.manifest import MANIFEST_NAME, REQUIRED_FILES, Manifest
+from qcompiler.runtime.model import Model
+from qcompiler.runtime.threads import check_threads
+
+
+def load(bundle: str | os.PathLike[str], threads: int | None = None) -> Model:
+    """Loads a bundle. Nothing of it is executed before its files and this CPU have been checked.
+
+    Args:
+        bundle: the bundle's folder.
+        threads: threads of one run, from 1 to the number of CPUs that the process may use; None for all
+            physical cores that it may use. Models with different numbers may live in one process.
+
+    Raises:
+        BundleError: the bundle is missing, incomplete, damaged, of another format, or made with another
+            version of the runtime.
+        CpuError: this CPU lacks features that the bundle needs.
+        ConfigError: ``threads`` is out of range.
+    """
+    count = check_threads(threads)
+    path = Path(bundle)
+    manifest = verify(path)
+    check_cpu(manifest)
+    return Model(manifest, load_library(path, manifest), count)
+
+
+def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a bundle, whose other files are not looked at.
+
+    Raises:
+        BundleError: there is no bundle, or its manifest is damaged or of another format version.
+    """
+    path = Path(bundle)
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise BundleError(f"bundle {path} {found}; give the folder that 'qcompile compile' wrote")
+    file = path / MANIFEST_NAME
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"bundle {path} has no readable {MANIFEST_NAME}: {error}; compile it again"
+        ) from error
+    try:
+        return Manifest.from_json(text)
+    except BundleError as error:
+        raise BundleError(f"bundle {path}: {error}") from error
+
+
+def verify(bundle: str | os.PathLike[str]) -> Manifest:
+    """Checks a bundle's format, that exactly the files of its manifest are there, and the SHA-256 of each.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        BundleError: the message names the file and the fault.
+    """
+    path = Path(bundle)
+    manifest = read_manifest(path)
+    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST_NAME}
+    missing = sorted({*manifest.files, *REQUIRED_FILES} - present)
+    if missing:
+        raise BundleError(
+            f"bundle {path} lacks {', '.join(missing)}; copy it again, or compile the model again"
+        )
+    extra = sorted(present - manifest.files.keys())
+    if extra:
+        raise BundleError(
+            f"bundle {path} has files that its manifest does not list: {', '.join(extra)}; remove them"
+        )
+    for name, digest in sorted(manifest.files.items()):
+        if sha256(path / name) != digest:
+            raise BundleError(
+                f"bundle {path}: {name} is damaged (its SHA-256 is not the manifest's); copy it again, or "
+                "compile the model again"
+            )
+    return manifest

@@ -1,0 +1,127 @@
+"""Loads TVM's runtime and a bundle's library through ``tvm_ffi``; imports neither ``tvm`` nor torch."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from qcompiler.errors import BundleError
+from qcompiler.runtime.manifest import LIBRARY_NAME, RUNTIME_LIBRARY_NAME, Manifest
+
+ENTRY = "main"
+"""Name of the model's function in the library."""
+
+_CPU, _DEVICE_ID, _POOLED = 1, 0, 2
+"""Arguments of the virtual machine's start: DLPack's code of the CPU, and TVM's pooling allocator."""
+
+_lock = threading.Lock()
+_loaded_version: str | None = None
+
+
+def import_ffi() -> ModuleType:
+    """The module ``tvm_ffi``, imported without torch unless torch is there already.
+
+    ``tvm_ffi`` tries to import torch and goes on without it. Where torch is installed that would cost seconds
+    and hundreds of megabytes, so it is hidden for the time of the import; tensors still pass, by DLPack.
+    """
+    with _lock:
+        if "tvm_ffi" in sys.modules or "torch" in sys.modules:
+            return importlib.import_module("tvm_ffi")
+        sys.modules["torch"] = None  # type: ignore[assignment]  # None makes an import raise ImportError
+        try:
+            return importlib.import_module("tvm_ffi")
+        finally:
+            del sys.modules["torch"]
+
+
+def global_function(name: str) -> Callable[..., Any]:
+    """A function that TVM's runtime registers; the runtime must have been loaded."""
+    function: Callable[..., Any] = import_ffi().get_global_func(name)
+    return function
+
+
+def load_library(bundle: Path, manifest: Manifest) -> Any:
+    """Loads a verified bundle's library, and TVM's runtime unless this process has it already.
+
+    Returns:
+        The module whose ``vm_load_executable`` makes virtual machines.
+
+    Raises:
+        BundleError: this process has a ``tvm_ffi`` or a TVM runtime of another version than the bundle's.
+    """
+    ffi = import_ffi()
+    if ffi.__version__ != manifest.versions.tvm_ffi:
+        raise BundleError(
+            f"bundle was made with apache-tvm-ffi {manifest.versions.tvm_ffi}; {ffi.__version__} is "
+            f"installed; pip install apache-tvm-ffi=={manifest.versions.tvm_ffi}, or compile the model again"
+        )
+    _load_runtime(ffi, bundle, manifest)
+    # The loader takes a path that it has seen for the library it loaded from there, even if the file is a new
+    # one by now. Under a fresh name it looks at the file itself, so a bundle may be replaced and loaded
+    # again.
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        alias = Path(folder) / LIBRARY_NAME
+        os.symlink((bundle / LIBRARY_NAME).resolve(), alias)
+        return ffi.load_module(str(alias), keep_module_alive=False)
+
+
+def new_machine(module: Any) -> Any:
+    """A virtual machine for the library ``module``; it runs one call at a time."""
+    machine = module["vm_load_executable"]()
+    machine["vm_initialization"](_CPU, _DEVICE_ID, _POOLED)
+    return machine
+
+
+def _load_runtime(ffi: ModuleType, bundle: Path, manifest: Manifest) -> None:
+    global _loaded_version
+    with _lock:
+        if _loaded_version is None:
+            host = sys.modules.get("tvm")
+            if ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is None:
+                # Global, because kernels find the runtime's functions by symbol.
+                ctypes.CDLL(str(_runtime_path(bundle)), ctypes.RTLD_GLOBAL)
+                _loaded_version = manifest.versions.tvm
+            elif host is not None:
+                _loaded_version = str(host.__version__)
+            else:
+                # Another user of tvm_ffi brought the runtime; the executable's own version check has to do.
+                return
+    if _loaded_version != manifest.versions.tvm:
+        raise BundleError(
+            f"bundle was made with apache-tvm {manifest.versions.tvm}, and this process runs "
+            f"{_loaded_version}; load it in another process, or compile the model again"
+        )
+
+
+def _runtime_path(bundle: Path) -> Path:
+    """The bundle's runtime library, or the identical file of an installed TVM.
+
+    A process that imports ``tvm`` later loads the installed file; were the bundle's copy loaded before, every
+    function of the runtime would be registered twice, which ends the process.
+    """
+    own = bundle / RUNTIME_LIBRARY_NAME
+    spec = importlib.util.find_spec("tvm")
+    if spec is not None and spec.origin is not None:
+        installed = Path(spec.origin).parent / RUNTIME_LIBRARY_NAME
+        if installed.is_file() and sha256(installed) == sha256(own):
+            return installed
+    return own
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
