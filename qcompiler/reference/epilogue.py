@@ -119,6 +119,8 @@ def prepare_epilogue(
                 f"{site.where} has a per-channel argument of shape {array.shape}; its weight has "
                 f"{weight.shape[0]} output channels"
             )
+    if not np.isfinite(rest[1]).all():
+        raise VerificationError(f"{site.where} has a multiplier that is not finite; check the scales")
     bias = rest[0].astype(np.int64)
     bound = _partial_sums(weight) + np.abs(bias)
     residual = None

@@ -14,7 +14,7 @@ from qcompiler.reference.site import Array, Constant, Group, Kernel, Operand, Si
 
 # Level 3 unrolls reductions until their registers spill.
 _HOST = {"kind": "llvm", "opt-level": 2}
-_LOWERED = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
+_LOWERED = frozenset({"relax.call_tir", "relax.call_tir_inplace", "relax.call_dps_packed"})
 
 
 def tvm_kernel(site: Site, module: tvm.IRModule) -> Kernel:
@@ -77,6 +77,7 @@ def _compile(module_json: str, name: str) -> relax.VirtualMachine:
     target = tvm.target.Target(_HOST)
     try:
         with target:
+            module = relax.backend.DispatchSortScan()(module)
             module = relax.transform.LegalizeOps()(module)
         left = _left_over(module)
         if not left:

@@ -126,7 +126,9 @@ class Interpreter:
             memory[slot.index] = value
         for step, dead in zip(self._steps, self._dead_after, strict=True):
             arguments = [_read(leaf, memory) for leaf in step.arguments]
-            arrays = step.kernel.run([argument.array for argument in arguments])
+            # A product beyond float32 is an infinity, which the clip that follows handles.
+            with np.errstate(over="ignore"):
+                arrays = step.kernel.run([argument.array for argument in arguments])
             exact = step.kernel.exact and all(argument.exact for argument in arguments)
             for slot, array in zip(step.results, arrays, strict=True):
                 _check_declared(array, slot, step.site)

@@ -256,3 +256,11 @@ def test_channels_that_do_not_fit_are_refused(run_qc: Any) -> None:
     x, weight = np.zeros((1, 3, 4, 4), np.uint8), np.zeros((2, 2, 1, 1), np.int8)
     with pytest.raises(VerificationError, match="do not fit"):
         run_qc("qc.conv2d", [x], [weight, np.zeros(2, np.int32), np.ones(2, np.float32)], **attributes())
+
+
+def test_a_zero_output_is_positive(run_qc: Any) -> None:
+    # Products of zeros with negative weights are negative zeros; the integer zero has no sign.
+    parameters = [np.full((1, 3), -5, np.int8), np.zeros(1, np.int32), np.ones(1, np.float32)]
+    attrs = {"zero_point": 0, "lo": 0, "hi": 255, "residual_shift": 0, "out_dtype": "float32"}
+    actual = run_qc("qc.dense", [np.zeros((1, 3), np.uint8)], parameters, **attrs)
+    assert not np.signbit(actual).any()

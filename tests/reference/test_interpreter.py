@@ -119,7 +119,13 @@ def test_an_operator_that_nothing_computes_is_named(make_module: Any) -> None:
     module = make_module(
         lambda b, v: b.emit(op.call_dps_packed("nowhere", v, relax.TensorType((2, 4), "uint8"))), [X]
     )
-    with pytest.raises(VerificationError, match=r"operator relax\.call_dps_packed: neither"):
+    with pytest.raises(VerificationError, match=r"operator relax\.call_dps_packed: .* TVM cannot compile"):
+        Interpreter(module)
+
+
+def test_an_operator_without_a_legalization_is_named(make_module: Any) -> None:
+    module = make_module(lambda b, v: b.emit(op.hint_on_device(v[0], tvm.cpu())), [X])
+    with pytest.raises(VerificationError, match=r"operator relax\.hint_on_device: neither"):
         Interpreter(module)
 
 
