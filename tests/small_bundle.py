@@ -1,7 +1,7 @@
 """A hand-made Relax module, compiled and linked, for tests that need a library but not the pipeline.
 
 ``main(x: float32[4, 32], b: float32[64])`` returns, with ``w`` of :func:`weights`,
-``y = relu(x) @ w + b``, ``relu(y)``, ``x`` itself, and a constant.
+``y = relu(x) @ w + b``, ``z = relu(y)``, ``x`` itself, a constant, and ``z`` again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def inputs(seed: int = 1) -> tuple[Any, Any]:
 
 def expected(x: Any, b: Any, seed: int = 0) -> tuple[Any, ...]:
     y = np.maximum(x, 0) @ weights(seed) + b
-    return y, np.maximum(y, 0), x, constant()
+    return y, np.maximum(y, 0), x, constant(), np.maximum(y, 0)
 
 
 def module(seed: int = 0) -> tvm.IRModule:
@@ -48,7 +48,7 @@ def module(seed: int = 0) -> tvm.IRModule:
             y = builder.emit(relax.op.matmul(relax.op.nn.relu(x), relax.const(weights(seed))))
             y = builder.emit(relax.op.add(y, b))
             z = builder.emit(relax.op.nn.relu(y))
-            result = builder.emit_output(relax.Tuple([y, z, x, relax.const(constant())]))
+            result = builder.emit_output(relax.Tuple([y, z, x, relax.const(constant()), z]))
         builder.emit_func_output(result)
     legal = relax.transform.LegalizeOps()(builder.get())
     return in_parallel(legal)
@@ -74,6 +74,7 @@ def manifest() -> Manifest:
             TensorSpec("z", (4, 64), "float32"),
             TensorSpec("same", (4, 32), "float32"),
             TensorSpec("constant", (6,), "float32"),
+            TensorSpec("twin", (4, 64), "float32"),
         ),
         target={
             "name": "x86-avx2",

@@ -34,8 +34,9 @@ class Model:
         self._threads = threads
         self._idle: list[Callable[..., Any]] = []
         self._lock = threading.Lock()
-        # Positions of outputs that are constants of the library; None until the first run has found them.
-        self._constant_outputs: frozenset[int] | None = None
+        # Positions of outputs that lie in memory which is not theirs alone; None until the first run finds
+        # them.
+        self._borrowed_outputs: frozenset[int] | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -79,20 +80,13 @@ class Model:
             InputError: an input's name, shape, dtype or place is wrong, or their number.
             ConfigError: the calling thread's workers cannot be set up; see :mod:`qcompiler.runtime.threads`.
         """
-        arrays = self._arrays(inputs)
-        tensors = _tensors(arrays)
+        tensors = self._tensors(inputs)
         configure(self._threads)
         with self._machine() as machine:
-            if self._constant_outputs is None:
-                self._constant_outputs = self._inspect(machine, tensors)
-            results = _flatten(machine(*tensors))
-        outputs = []
-        for position, result in enumerate(results):
-            output = np.from_dlpack(result)
-            # The outputs belong to the caller, so they must share memory with neither inputs nor constants.
-            shared = position in self._constant_outputs or any(np.may_share_memory(output, a) for a in arrays)
-            outputs.append(output.copy() if shared else output)
-        return tuple(outputs)
+            if self._borrowed_outputs is None:
+                self._borrowed_outputs = self._inspect(machine, tensors)
+            outputs = _arrays_of(machine(*tensors))
+        return tuple(o.copy() if i in self._borrowed_outputs else o for i, o in enumerate(outputs))
 
     def time(self, *inputs: Any, number: int = 10, repeat: int = 3) -> list[float]:
         """Measures runs without the conversion of inputs and outputs.
@@ -110,7 +104,7 @@ class Model:
             ConfigError: as :meth:`run`, or ``number`` or ``repeat`` is below 1.
         """
         _check_counts(number=number, repeat=repeat)
-        tensors = _tensors(self._arrays(inputs))
+        tensors = self._tensors(inputs)
         configure(self._threads)
         seconds = []
         with self._machine() as machine:
@@ -140,7 +134,7 @@ class Model:
             ConfigError: as :meth:`run`, or ``repeat`` is below 1.
         """
         _check_counts(repeat=repeat)
-        tensors = _tensors(self._arrays(inputs))
+        tensors = self._tensors(inputs)
         configure(self._threads)
         calls: list[tuple[str, float]] = []
         start = 0.0
@@ -167,9 +161,11 @@ class Model:
             (call[0][0], sum(seconds for _, seconds in call) / repeat) for call in zip(*runs, strict=True)
         ]
 
-    def _arrays(self, inputs: Sequence[Any]) -> list[Array]:
+    def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
+        """The inputs as TVM's tensors, which keep the memory that they show alive."""
+        from_dlpack = import_ffi().from_dlpack
         values = order_inputs(self.inputs, inputs)
-        return [to_array(spec, value) for spec, value in zip(self.inputs, values, strict=True)]
+        return [from_dlpack(to_array(spec, value)) for spec, value in zip(self.inputs, values, strict=True)]
 
     @contextmanager
     def _machine(self) -> Iterator[Callable[..., Any]]:
@@ -181,32 +177,32 @@ class Model:
             self._idle.append(machine)
 
     def _inspect(self, machine: Callable[..., Any], tensors: list[Any]) -> frozenset[int]:
-        """Checks the outputs against the manifest and finds those that are constants of the library.
+        """Checks the outputs against the manifest, and finds those that share their memory.
 
-        An output in the same place in two runs, the first of which is still held, was not computed there.
+        An output in the same place in two runs, while the first is still held, is an input passed through or
+        a constant of the library; one in the place of an earlier output is the same tensor. To hand them out
+        as they are would let the caller change the model, the input, or another output by changing them.
         """
-        first, second = _flatten(machine(*tensors)), _flatten(machine(*tensors))
-        found = [f"{result.dtype}{list(result.shape)}" for result in first]
+        first, second = _arrays_of(machine(*tensors)), _arrays_of(machine(*tensors))
+        found = [f"{output.dtype}{list(output.shape)}" for output in first]
         expected = [f"{spec.dtype}{list(spec.shape)}" for spec in self.outputs]
         if found != expected:
             raise BundleError(
                 f"library returns {', '.join(found)}, and the manifest says {', '.join(expected)}; "
                 "compile the model again"
             )
-        pairs = zip(map(np.from_dlpack, first), map(np.from_dlpack, second), strict=True)
-        return frozenset(i for i, (a, b) in enumerate(pairs) if np.may_share_memory(a, b))
+        return frozenset(
+            i
+            for i, (output, again) in enumerate(zip(first, second, strict=True))
+            if any(np.may_share_memory(output, other) for other in (again, *first[:i]))
+        )
 
 
-def _tensors(arrays: Sequence[Array]) -> list[Any]:
-    from_dlpack = import_ffi().from_dlpack
-    return [from_dlpack(array) for array in arrays]
-
-
-def _flatten(result: Any) -> list[Any]:
-    """The tensors of a result, which is a tensor or a nested sequence of them."""
+def _arrays_of(result: Any) -> list[Array]:
+    """The arrays of a result, which is a tensor or a nested sequence of them."""
     if hasattr(result, "__dlpack__"):
-        return [result]
-    return [tensor for part in result for tensor in _flatten(part)]
+        return [np.from_dlpack(result)]
+    return [array for part in result for array in _arrays_of(part)]
 
 
 def _check_counts(**counts: int) -> None:

@@ -102,7 +102,7 @@ def test_failure_leaves_the_old_bundle_and_nothing_else(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full_disk)
-    with pytest.raises(BundleError, match="cannot be written: .*No space left"):
+    with pytest.raises(BundleError, match=r"cannot be written: .*No space left"):
         write(target, library, small_bundle.manifest())
     verify(target)
     assert hidden(tmp_path) == []

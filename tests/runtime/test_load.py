@@ -135,7 +135,7 @@ from qcompiler.runtime import load
 def run():
     model = load(sys.argv[1])
     x, b = np.full((4, 32), 0.5, np.float32), np.zeros(64, np.float32)
-    y, z, same, constant = model.run(x, b)
+    y, z, same, constant, twin = model.run(x, b)
     model.profile(x, b)
     assert (same == x).all() and (z == np.maximum(y, 0)).all() and list(constant) == [0, 1, 2, 3, 4, 5]
 
