@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ def to_array(spec: TensorSpec, value: Any) -> Array:
 def aligned_empty(spec: TensorSpec) -> Array:
     """An uninitialized array of the tensor's shape and dtype at an aligned address."""
     dtype = np.dtype(spec.dtype)
-    size = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(spec.shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(spec.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -28,6 +29,7 @@ _lock = threading.Lock()
 _loaded_version: str | None = None
 
 
+@functools.cache
 def import_ffi() -> ModuleType:
     """The module ``tvm_ffi``, imported without torch unless torch is there already.
 
