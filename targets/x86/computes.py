@@ -10,19 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm import te, tirx
+from tvm.ir import Expr
 
 from qcompiler.operators import window_extent
 from qcompiler.targets.x86.decisions import ConvDecision
 from qcompiler.targets.x86.layouts import ChannelBlocks, ceil_div
 
-Index = Callable[..., tirx.PrimExpr]
+Index = Callable[..., Expr]
 
 
-def i32(value: tirx.PrimExpr) -> tirx.PrimExpr:
+def i32(value: Expr) -> Expr:
     return value.astype("int32")
 
 
-def round_half_even(value: tirx.PrimExpr) -> tirx.PrimExpr:
+def round_half_even(value: Expr) -> Expr:
     """Nearest int32 of a float32 of magnitude below 2**31: ``vcvtps2dq``, which rounds halves to even."""
     return tirx.call_llvm_pure_intrin("int32", "llvm.lrint", value)
 
@@ -44,7 +45,7 @@ class Requantization:
     hi: int
     bounded: bool
 
-    def __call__(self, value: tirx.PrimExpr) -> tirx.PrimExpr:
+    def __call__(self, value: Expr) -> Expr:
         # Bounding before rounding gives the same: the bounds are integers and rounding is monotonic.
         if not self.bounded:
             value = tirx.min(value, tirx.const(float(self.hi - self.zero_point), "float32"))
@@ -107,7 +108,7 @@ def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_
     if not (top or bottom or full > w or channels > c):
         return x
 
-    def element(b: tirx.Var, i: tirx.Var, j: tirx.Var, k: tirx.Var) -> tirx.PrimExpr:
+    def element(b: tirx.Var, i: tirx.Var, j: tirx.Var, k: tirx.Var) -> Expr:
         inside = []
         if top or bottom:
             inside += [i >= top, i < h + top]
@@ -118,6 +119,21 @@ def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_
         return tirx.if_then_else(tirx.all(*inside), x[b, i - top, j - left, k], tirx.const(pad_value, "uint8"))
 
     return te.compute((n, h + top + bottom, full, channels), element, name="pad")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel before it is scheduled.
+
+    Attributes:
+        tensors: its arguments, the output last.
+        whole: tiles cover the output exactly; otherwise the last ones go through a buffer.
+        padded: it has a block ``pad`` that copies its input.
+    """
+
+    tensors: list[te.Tensor]
+    whole: bool
+    padded: bool
 
 
 @dataclass(frozen=True)
@@ -146,12 +162,12 @@ class Epilogue:
 
     def __call__(
         self,
-        accumulator: tirx.PrimExpr,
-        block: tirx.PrimExpr,
-        lane: tirx.PrimExpr,
+        accumulator: Expr,
+        block: Expr,
+        lane: Expr,
         args: Sequence[te.Tensor],
-        residual: tirx.PrimExpr | None,
-    ) -> tirx.PrimExpr:
+        residual: Expr | None,
+    ) -> Expr:
         value = accumulator + args[0][block, lane]
         if self.residual_shift is not None:
             assert residual is not None
@@ -173,10 +189,10 @@ def conv2d(
     pad_value: int,
     *,
     matrix: bool = False,
-) -> list[te.Tensor]:
+) -> Kernel:
     """A dense or grouped convolution; with ``matrix`` the activations are ``[M, K]`` and ``[M, CO]``.
 
-    Returns the arguments of the kernel: x, packed weights, the epilogue's arguments, output.
+    The arguments are x, packed weights, the epilogue's arguments, output.
     """
     n, oh, ow, co = shape.batch, shape.out_height, shape.out_width, shape.out_channels
     kh, kw = shape.kernel
@@ -200,22 +216,22 @@ def conv2d(
                 name="pad",
             )
 
-        def read(b: tirx.PrimExpr, i: tirx.PrimExpr, j: tirx.PrimExpr, k: tirx.PrimExpr) -> tirx.PrimExpr:
+        def read(b: Expr, i: Expr, j: Expr, k: Expr) -> Expr:
             return source[j if whole_tiles else tirx.min(j, ow - 1), k]
     else:
         x = te.placeholder((n, shape.height, shape.width, channels), "uint8", name="x")
         clamped = shape.pointwise and read_channels == channels
         needed = shape.width if clamped else (computed - 1) * sw + (kw - 1) * dw + 1
-        padded = padded_input(x, shape, needed, read_channels, pad_value)
+        source = padded_input(x, shape, needed, read_channels, pad_value)
 
-        def read(b: tirx.PrimExpr, i: tirx.PrimExpr, j: tirx.PrimExpr, k: tirx.PrimExpr) -> tirx.PrimExpr:
-            return padded[b, i, tirx.min(j, shape.width - 1) if clamped and not whole_tiles else j, k]
+        def read(b: Expr, i: Expr, j: Expr, k: Expr) -> Expr:
+            return source[b, i, tirx.min(j, shape.width - 1) if clamped and not whole_tiles else j, k]
 
     weight = te.placeholder((cut.blocks, kh, kw, cut.k_blocks, lanes, 4), "int8", name="weight")
     rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
     ro, ri = te.reduce_axis((0, cut.k_blocks), "ko"), te.reduce_axis((0, 4), "ki")
 
-    def first_input(block: tirx.PrimExpr) -> tirx.PrimExpr:
+    def first_input(block: Expr) -> Expr:
         if cut.blocks_per_group == cut.blocks:
             return tirx.const(0, "int32")
         return tirx.floordiv(block, cut.blocks_per_group) * cut.group_inputs
@@ -231,7 +247,7 @@ def conv2d(
     )
     args = epilogue.arguments(cut.blocks, lanes, (ow, co) if matrix else (n, oh, ow, co))
 
-    def finished(b: tirx.Var, i: tirx.Var, j: tirx.Var, block: tirx.Var, lane: tirx.Var) -> tirx.PrimExpr:
+    def finished(b: tirx.Var, i: tirx.Var, j: tirx.Var, block: tirx.Var, lane: tirx.Var) -> Expr:
         residual = None
         if epilogue.residual_shift is not None:
             column = j if whole_tiles else tirx.min(j, ow - 1)
@@ -252,12 +268,12 @@ def conv2d(
             lambda b, i, j, c: requantized[b, i, j, tirx.floordiv(c, lanes), tirx.floormod(c, lanes)],
             name="out",
         )
-    return [x, weight, *args, out]
+    return Kernel([x, weight, *args, out], whole_tiles and whole_blocks, source is not x)
 
 
 def depthwise_conv2d(
     shape: ConvShape, lanes: int, tile_width: int, epilogue: Epilogue, pad_value: int
-) -> list[te.Tensor]:
+) -> Kernel:
     """A depthwise convolution; weights are ``[C/L, KH, KW, L]``."""
     n, oh, ow, c = shape.batch, shape.out_height, shape.out_width, shape.out_channels
     (kh, kw), (sh, sw), (dh, dw) = shape.kernel, shape.strides, shape.dilation
@@ -279,7 +295,7 @@ def depthwise_conv2d(
     )
     args = epilogue.arguments(blocks, lanes, (n, oh, ow, c))
 
-    def finished(b: tirx.Var, i: tirx.Var, j: tirx.Var, block: tirx.Var, lane: tirx.Var) -> tirx.PrimExpr:
+    def finished(b: tirx.Var, i: tirx.Var, j: tirx.Var, block: tirx.Var, lane: tirx.Var) -> Expr:
         residual = None
         if epilogue.residual_shift is not None:
             column, channel = j, block * lanes + lane
@@ -294,4 +310,4 @@ def depthwise_conv2d(
         lambda b, i, j, k: requantized[b, i, j, tirx.floordiv(k, lanes), tirx.floormod(k, lanes)],
         name="out",
     )
-    return [x, weight, *args, out]
+    return Kernel([x, weight, *args, out], whole, padded is not x)

@@ -1,0 +1,148 @@
+"""Schedules of the x86 kernels: from what a kernel computes to loops over registers.
+
+Every function takes a schedule whose block names are those of ``computes`` and the decisions; the inner loops keep
+their accumulators in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tvm
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV
+
+from qcompiler.targets.x86.computes import Kernel
+from qcompiler.targets.x86.decisions import ConvDecision, divisor_at_most
+
+PARALLEL_MINIMUM = 300_000
+"""Multiply-accumulates, or eight times the bytes moved, below which waking the pool costs more than it saves."""
+
+
+def _extent(sch: Schedule, loop: LoopRV) -> int:
+    return int(sch.get(loop).extent)
+
+
+def start(kernel: Kernel) -> Schedule:
+    """A schedule of ``kernel``."""
+    function = te.create_prim_func(kernel.tensors).with_attr("tirx.noalias", True)
+    return Schedule(tvm.IRModule({"main": function}))
+
+
+def finish(sch: Schedule) -> tirx.PrimFunc:
+    """The scheduled function, ready to be placed in a Relax module."""
+    return sch.mod["main"].without_attr("global_symbol")
+
+
+def _fuse_parallel(sch: Schedule, loops: Sequence[LoopRV], work: int) -> LoopRV:
+    fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+    if work >= PARALLEL_MINIMUM:
+        sch.parallel(fused)
+    return fused
+
+
+def schedule_pad(sch: Schedule, work: int, vector: int) -> None:
+    """Copies the input into its padded buffer, a row a task, in vectors of channels."""
+    block = sch.get_sblock("pad")
+    *outer, column, channel = sch.get_loops(block)
+    if outer:
+        _fuse_parallel(sch, outer, work)
+    channels = _extent(sch, channel)
+    width = divisor_at_most(channels, vector)
+    _, inner = sch.split(channel, [None, width])
+    if width > 1:
+        sch.vectorize(inner)
+    del column
+
+
+def _unroll_and_vectorize(sch: Schedule, loops: Sequence[LoopRV]) -> None:
+    for loop in loops[:-1]:
+        sch.unroll(loop)
+    sch.vectorize(loops[-1])
+
+
+def schedule_conv2d(
+    sch: Schedule, kernel: Kernel, decision: ConvDecision, dot4: str, *, macs: int, vector_bytes: int
+) -> None:
+    """Tiles a convolution or a matrix product by output columns and blocks of output channels.
+
+    Args:
+        sch: schedule of ``kernel``.
+        kernel: what ``computes.conv2d`` gave.
+        decision: tile sizes and loop order.
+        dot4: name of the tensor intrinsic.
+        macs: multiply-accumulates of the layer.
+        vector_bytes: bytes of a vector register.
+    """
+    acc, requantize, out = (sch.get_sblock(name) for name in ("acc", "requantize", "out"))
+    *rows, column, channel = sch.get_loops(out)
+    tile, w1 = sch.split(column, [None, decision.tile_width])
+    c0, c1, lane = sch.split(channel, [None, decision.tile_blocks, decision.lanes])
+    if decision.channel_major:
+        sch.reorder(c0, *rows, tile, w1, c1, lane)
+        outer = [c0, *rows]
+    else:
+        sch.reorder(*rows, c0, tile, w1, c1, lane)
+        outer = [*rows, c0]
+    if len(rows) == 0:
+        # A matrix has no rows of columns: tiles of columns are the tasks. With few of them, one weight block is
+        # used by all tiles before the next is read.
+        outer = [*outer, tile] if decision.channel_major else [tile, *outer]
+        if not decision.channel_major:
+            sch.reorder(tile, c0)
+        innermost = _fuse_parallel(sch, outer, macs)
+    else:
+        _fuse_parallel(sch, outer, macs)
+        innermost = tile
+    if kernel.whole:
+        sch.compute_inline(requantize)
+        last = out
+    else:
+        sch.compute_at(requantize, innermost, preserve_unit_loops=True)
+        last = requantize
+    sch.compute_at(acc, innermost, preserve_unit_loops=True)
+    b, i, j, block, lane_acc, kh, kw, ko, ki = sch.get_loops(acc)[-9:]
+    sch.reorder(kh, kw, ko, b, i, j, block, lane_acc, ki)
+    init = sch.decompose_reduction(acc, kh)
+    for loop in (b, i, j, block):
+        sch.unroll(loop)
+    sch.tensorize(lane_acc, dot4)
+    _unroll_and_vectorize(sch, sch.get_loops(init)[-5:])
+    if last is out:
+        _unroll_and_vectorize(sch, [w1, c1, lane])
+    else:
+        _unroll_and_vectorize(sch, sch.get_loops(requantize)[-5:])
+    if kernel.padded:
+        schedule_pad(sch, macs, vector_bytes)
+
+
+def schedule_depthwise(
+    sch: Schedule, kernel: Kernel, tile_width: int, lanes: int, *, macs: int, vector_bytes: int
+) -> None:
+    """Tiles a depthwise convolution by output columns and vectors of channels; all taps are unrolled."""
+    acc, requantize, out = (sch.get_sblock(name) for name in ("acc", "requantize", "out"))
+    b, i, column, channel = sch.get_loops(out)
+    tile, w1 = sch.split(column, [None, tile_width])
+    c0, lane = sch.split(channel, [None, lanes])
+    sch.reorder(b, i, c0, tile, w1, lane)
+    _fuse_parallel(sch, [b, i], macs * 4)
+    if kernel.whole:
+        sch.compute_inline(requantize)
+    else:
+        sch.compute_at(requantize, tile, preserve_unit_loops=True)
+    sch.compute_at(acc, tile, preserve_unit_loops=True)
+    ab, ai, aj, ac, al, kh, kw = sch.get_loops(acc)[-7:]
+    sch.reorder(kh, kw, ab, ai, aj, ac, al)
+    sch.vectorize(al)  # allowed only while the block still holds its own initialization
+    init = sch.decompose_reduction(acc, kh)
+    for loop in (kh, kw, ab, ai, aj, ac):
+        sch.unroll(loop)
+    for loop in sch.get_loops(init)[-5:-1]:
+        sch.unroll(loop)
+    if kernel.whole:
+        _unroll_and_vectorize(sch, [w1, lane])
+    else:
+        _unroll_and_vectorize(sch, sch.get_loops(requantize)[-5:])
+    if kernel.padded:
+        schedule_pad(sch, macs * 4, vector_bytes)
