@@ -15,16 +15,16 @@ DotProduct = Literal["vpdpbusd", "vpmaddwd"]
 class QuantizationRules:
     """What the target's integer kernels accept; the quantizer takes its rules from here.
 
-    Activations are ``uint8`` with one scale and zero point a tensor. Weights are ``int8``, symmetric, one scale
-    an output channel.
+    Activations are ``uint8`` with one scale and zero point a tensor. Weights are ``int8``, symmetric, one
+    scale an output channel.
 
     Attributes:
         activation_range: inclusive range of quantized activations.
         weight_range: inclusive range of quantized weights.
-        operators: operator classes that have an integer kernel. Names: ``conv2d``, ``linear``, ``add``, ``mul``,
-            ``concat``, ``max_pool2d``, ``avg_pool2d`` (adaptive pooling and spatial means included),
-            ``elementwise`` (unary operators, by table), ``data_movement`` (reshape, permute, slice, split, pad,
-            nearest up-sampling).
+        operators: operator classes that have an integer kernel. Names: ``conv2d``, ``linear``, ``add``,
+            ``mul``, ``concat``, ``max_pool2d``, ``avg_pool2d`` (adaptive pooling and spatial means included),
+            ``elementwise`` (unary operators, by table), ``data_movement`` (reshape, permute, slice, split,
+            pad, nearest up-sampling).
     """
 
     activation_range: tuple[int, int] = (0, 255)
@@ -64,6 +64,7 @@ class Target:
         half_vector_cost: cost of a multiply-accumulate of half of the vector, relative to its share: 1 where
             two halves take as long as the whole, 2 where they take twice as long.
         has_vbmi: byte permutations over two registers (``vpermi2b``) exist.
+        opt_level: LLVM's optimization level, 0 to 3.
         rules: what the quantizer may use.
     """
 
@@ -81,14 +82,19 @@ class Target:
     microarchitecture: str
     half_vector_cost: float = 1.0
     has_vbmi: bool = False
+    opt_level: int = 3
     rules: QuantizationRules = QuantizationRules()
 
     def __post_init__(self) -> None:
         if self.vector_bits not in (128, 256, 512):
-            raise TargetError(f"target {self.name}: vector_bits is {self.vector_bits}; allowed: 128, 256, 512")
+            raise TargetError(
+                f"target {self.name}: vector_bits is {self.vector_bits}; allowed: 128, 256, 512"
+            )
         for name in ("vector_registers", "macs_per_cycle", "l1_bytes", "l2_bytes"):
             if getattr(self, name) <= 0:
                 raise TargetError(f"target {self.name}: {name} is {getattr(self, name)}; it must be positive")
+        if self.opt_level not in range(4):
+            raise TargetError(f"target {self.name}: opt_level is {self.opt_level}; allowed: 0, 1, 2, 3")
 
     @property
     def int32_lanes(self) -> int:
