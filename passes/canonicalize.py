@@ -1,0 +1,70 @@
+"""Canonicalize: one form for everything the later passes match.
+
+Before::
+
+    s = astype(scales_float64, "float32")
+    p = max_pool2d(x), zeros_like(p);  y = (p, zeros)[0]
+    r = relu6(y)
+
+After::
+
+    p = max_pool2d(x)
+    r = clip(p, 0, 6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import Constant
+
+from qcompiler.passes.graph import Rewriter, array, constant, dims, dtype, op_name
+
+
+@tvm.transform.module_pass(opt_level=0, name="Canonicalize")
+class Canonicalize:
+    """Folds operators on constants, resolves tuples, and gives operators with two spellings one."""
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        return _Canonicalize(module).run()
+
+
+_FOLDED: dict[str, Callable[[relax.Call, NDArray[Any]], NDArray[Any]]] = {
+    "relax.astype": lambda call, x: x.astype(dtype(call)),
+    "relax.reshape": lambda call, x: x.reshape(dims(call)),
+    "relax.flatten": lambda call, x: x.reshape(dims(call)),
+    "relax.expand_dims": lambda call, x: x.reshape(dims(call)),
+    "relax.squeeze": lambda call, x: x.reshape(dims(call)),
+    "relax.broadcast_to": lambda call, x: np.broadcast_to(x, dims(call)),
+    "relax.permute_dims": lambda call, x: np.transpose(
+        x, None if call.attrs.axes is None else [int(a) for a in call.attrs.axes]
+    ),
+}
+
+
+class _Canonicalize(Rewriter):
+    def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        new = self.replaced(value)
+        name = op_name(value)
+        if name in _FOLDED and isinstance(new.args[0], Constant):
+            return constant(_FOLDED[name](value, array(new.args[0])))
+        if name == "relax.nn.relu6":
+            return relax.op.clip(new.args[0], 0, 6)
+        if name in ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"):
+            if dims(value) == dims(new.args[0]):
+                return new.args[0]
+            return relax.op.reshape(new.args[0], dims(value))
+        if name == "relax.astype" and dtype(value) == dtype(new.args[0]):
+            return new.args[0]
+        if name == "relax.nn.dropout":
+            return relax.Tuple([new.args[0], new.args[0]])
+        if name == "relax.permute_dims" and value.attrs.axes is not None:
+            axes = [int(a) for a in value.attrs.axes]
+            if axes == list(range(len(axes))):
+                return new.args[0]
+        return new

@@ -1,0 +1,186 @@
+"""From an exported program, with or without quantize/dequantize nodes, to a Relax module.
+
+TVM's frontend imports the float operators; it has no converters for the namespace ``quantized_decomposed``, so they are
+here. Parameters and buffers become constants of the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import tvm
+from torch import fx
+from torch.export import ExportedProgram
+from tvm import relax
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from qcompiler.errors import FrontendError, UnsupportedOperatorError
+
+Converter = Callable[[fx.Node, Any], relax.Expr]
+
+
+_DTYPES = {torch.uint8: "uint8", torch.int8: "int8"}
+
+
+def place(node: fx.Node) -> str:
+    """Where a node comes from: its module's path, or the user's line of source, or the node's own name."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    if paths:
+        return str(paths[-1])
+    return source_line(node) or node.name
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line`` of the user's code that made the node, or an empty string."""
+    trace = str(node.meta.get("stack_trace") or "")
+    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    if not lines:
+        return ""
+    file, _, rest = lines[-1].removeprefix('File "').partition('", line ')
+    return f"{file}:{rest.split(',')[0]}"
+
+
+def _dtype(node: fx.Node, dtype: Any) -> str:
+    if dtype not in _DTYPES:
+        raise FrontendError(
+            f"{node.target} at {place(node)} has dtype {dtype}; quantized tensors are {' or '.join(_DTYPES.values())}"
+        )
+    return _DTYPES[dtype]
+
+
+def _per_tensor(operator: Callable[..., relax.Expr], to_integer: bool) -> Converter:
+    """Converter of ``(x, scale, zero_point, quant_min, quant_max, dtype)``."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Expr:
+        x, scale, zero_point, low, high, dtype = node.args[:6]
+        quantized = _dtype(node, dtype)
+        full = {"uint8": (0, 255), "int8": (-128, 127)}[quantized]
+        if to_integer and (low, high) != full:
+            raise FrontendError(
+                f"{node.target} at {place(node)} has the range [{low}, {high}]; activations use all of {list(full)}"
+            )
+        scales = relax.const(float(scale), "float32")  # type: ignore[arg-type]
+        zeros = relax.const(int(zero_point), "int32")  # type: ignore[call-overload]
+        out_dtype = quantized if to_integer else "float32"
+        return importer.block_builder.emit(operator(importer.env[x], scales, zeros, axis=-1, out_dtype=out_dtype))
+
+    return convert
+
+
+def _per_channel(operator: Callable[..., relax.Expr], to_integer: bool) -> Converter:
+    """Converter of ``(x, scales, zero_points, axis, quant_min, quant_max, dtype)``."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Expr:
+        x, scales, zero_points, axis, _, _, dtype = node.args[:7]
+        quantized = _dtype(node, dtype)
+        emit, env = importer.block_builder.emit, importer.env
+        scale = emit(relax.op.astype(env[scales], "float32"))
+        zero_point = emit(relax.op.astype(env[zero_points], "int32"))
+        out_dtype = quantized if to_integer else "float32"
+        return emit(operator(env[x], scale, zero_point, axis=int(axis), out_dtype=out_dtype))  # type: ignore[call-overload]
+
+    return convert
+
+
+_CONVERTERS: dict[str, Converter] = {
+    "quantize_per_tensor.default": _per_tensor(relax.op.quantize, True),
+    "dequantize_per_tensor.default": _per_tensor(relax.op.dequantize, False),
+    "quantize_per_channel.default": _per_channel(relax.op.quantize, True),
+    "dequantize_per_channel.default": _per_channel(relax.op.dequantize, False),
+}
+
+
+class _Importer(ExportedProgramImporter):  # type: ignore[misc]
+    """TVM's importer, with the converters that it lacks and variables named after the user's modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convert_map.update(_inplace_converters(self.convert_map))
+
+    def wrapped(self, nodes: list[fx.Node]) -> dict[str, Converter]:
+        """A converter for every operator of ``nodes``; an operator without one raises."""
+        converters: dict[str, Converter] = {}
+        for node in nodes:
+            if node.op != "call_function":
+                continue
+            name = node.target.__name__  # type: ignore[union-attr]
+            if name in _CONVERTERS:
+                converters[name] = self._named(_CONVERTERS[name])
+            elif name in self.convert_map:
+                convert = self.convert_map[name]
+                converters[name] = self._named(lambda n, _importer, convert=convert: convert(n))
+            else:
+                line = source_line(node)
+                raise UnsupportedOperatorError(
+                    f"operator {node.target} at {place(node)}{f' ({line})' if line else ''} has no import into TVM; "
+                    "replace it in the model by supported operators"
+                )
+        return converters
+
+    def _named(self, convert: Converter) -> Converter:
+        def run(node: fx.Node, importer: Any) -> relax.Expr:
+            if not isinstance(importer.block_builder, _NamingBuilder):
+                importer.block_builder = _NamingBuilder(importer.block_builder)
+            importer.block_builder.name = _layer_name(node)
+            try:
+                return convert(node, importer)
+            except FrontendError:
+                raise
+            except Exception as error:  # TVM's converters raise whatever their operators raise
+                line = source_line(node)
+                raise UnsupportedOperatorError(
+                    f"operator {node.target} at {place(node)}{f' ({line})' if line else ''} cannot be imported: "
+                    f"{str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__}"
+                ) from error
+
+        return run
+
+
+def _inplace_converters(known: dict[str, Any]) -> dict[str, Any]:
+    """Converters of in-place operators of aten (``elu_.default``) whose functional form is known."""
+    converters = {}
+    for name, convert in known.items():
+        base, dot, overload = name.partition(".")
+        inplace = f"{base}_.{overload}"
+        if dot and not base.endswith("_") and inplace not in known and hasattr(torch.ops.aten, f"{base}_"):
+            converters[inplace] = convert
+    return converters
+
+
+def _layer_name(node: fx.Node) -> str:
+    """A name for the variables of a node: its module's path, or its own name where the path is lost."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return str(paths[-1]) if paths else node.name
+
+
+class _NamingBuilder:
+    """A block builder that names what it emits after the node that is being converted."""
+
+    def __init__(self, builder: relax.BlockBuilder) -> None:
+        self._builder = builder
+        self.name = ""
+
+    def emit(self, expr: relax.Expr, name_hint: str = "") -> relax.Var:
+        return self._builder.emit(expr, name_hint or self.name)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._builder, attribute)
+
+
+def import_program(program: ExportedProgram) -> tvm.IRModule:
+    """Imports an exported program.
+
+    Returns:
+        A module whose function ``main`` takes the user's inputs and returns a tuple of the user's outputs, with
+        quantize and dequantize nodes as ``relax.quantize`` and ``relax.dequantize``.
+
+    Raises:
+        UnsupportedOperatorError: an operator has no import; the message names it and its place.
+        FrontendError: quantized tensors have a dtype or range that no target has.
+    """
+    importer = _Importer()
+    return importer.from_exported_program(program, False, False, False, importer.wrapped(list(program.graph.nodes)))

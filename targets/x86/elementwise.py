@@ -1,0 +1,247 @@
+"""Kernels of x86 that move or map bytes: quantize, dequantize, add, mul, tables, pooling.
+
+All are spatial: a row of the output a task, the innermost axis in vectors. Windows of pooling are unrolled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+from tvm import te, tirx
+from tvm.ir import Expr
+from tvm.s_tir import Schedule
+
+from qcompiler.targets.x86.computes import Kernel, Requantization, i32
+from qcompiler.targets.x86.decisions import divisor_at_most
+from qcompiler.targets.x86.schedules import PARALLEL_MINIMUM
+
+UNROLLED_WINDOW = 64
+"""Window positions up to which a pooling window is one expression; larger ones are loops."""
+
+
+def f32(value: float) -> Expr:
+    return tirx.const(value, "float32")
+
+
+def spatial(tensors: list[te.Tensor]) -> Kernel:
+    return Kernel(tensors, whole=True, padded=False)
+
+
+def quantize(shape: Sequence[int], inv_scale: float, requantization: Requantization) -> Kernel:
+    """``qc.quantize``; the scaled input is bounded before it is rounded, whatever its magnitude."""
+    x = te.placeholder(tuple(shape), "float32", name="x")
+    out = te.compute(tuple(shape), lambda *i: requantization(x[i] * f32(inv_scale)), name="out")
+    return spatial([x, out])
+
+
+def dequantize(shape: Sequence[int], scale: float, zero_point: int) -> Kernel:
+    """``qc.dequantize``."""
+    x = te.placeholder(tuple(shape), "uint8", name="x")
+    out = te.compute(
+        tuple(shape),
+        lambda *i: (i32(x[i]) - tirx.const(zero_point, "int32")).astype("float32") * f32(scale),
+        name="out",
+    )
+    return spatial([x, out])
+
+
+def _broadcast(tensor: te.Tensor, index: Sequence[Expr]) -> Expr:
+    """Element of ``tensor`` at ``index`` of a shape it broadcasts to."""
+    offset = len(index) - len(tensor.shape)
+    return tensor[tuple(0 if int(d) == 1 else index[offset + k] for k, d in enumerate(tensor.shape))]
+
+
+def add(
+    a_shape: Sequence[int], b_shape: Sequence[int], out_shape: Sequence[int],
+    multipliers: tuple[int, int], offset: int, shift: int, lo: int, hi: int,
+) -> Kernel:  # fmt: skip
+    """``qc.add``."""
+    a = te.placeholder(tuple(a_shape), "uint8", name="a")
+    b = te.placeholder(tuple(b_shape), "uint8", name="b")
+
+    def element(*index: tirx.Var) -> Expr:
+        total = i32(_broadcast(a, index)) * multipliers[0] + i32(_broadcast(b, index)) * multipliers[1] + offset
+        shifted = total >> shift if shift else total
+        bounded = tirx.max(shifted, tirx.const(lo, "int32"))
+        return tirx.min(bounded.astype("uint32"), tirx.const(hi, "uint32")).astype("uint8")
+
+    return spatial([a, b, te.compute(tuple(out_shape), element, name="out")])
+
+
+def mul(
+    a_shape: Sequence[int], b_shape: Sequence[int], out_shape: Sequence[int],
+    zero_points: tuple[int, int], multiplier: float, requantization: Requantization,
+) -> Kernel:  # fmt: skip
+    """``qc.mul``."""
+    a = te.placeholder(tuple(a_shape), "uint8", name="a")
+    b = te.placeholder(tuple(b_shape), "uint8", name="b")
+
+    def element(*index: tirx.Var) -> Expr:
+        product = (i32(_broadcast(a, index)) - zero_points[0]) * (i32(_broadcast(b, index)) - zero_points[1])
+        return requantization(product.astype("float32") * f32(multiplier))
+
+    return spatial([a, b, te.compute(tuple(out_shape), element, name="out")])
+
+
+def lut(shape: Sequence[int]) -> Kernel:
+    """``qc.lut``."""
+    x = te.placeholder(tuple(shape), "uint8", name="x")
+    table = te.placeholder((256,), "uint8", name="table")
+    return spatial([x, table, te.compute(tuple(shape), lambda *i: table[i32(x[i])], name="out")])
+
+
+def _window(
+    x: te.Tensor, index: Sequence[Expr], place: tuple[int, int], strides: tuple[int, int],
+    padding: tuple[int, int, int, int], dilation: tuple[int, int], outside: Expr, convert: Callable[[Expr], Expr],
+    covered: tuple[int, int],
+) -> Expr:  # fmt: skip
+    """One position of a window over NHWC ``x``; ``outside`` where it falls off x.
+
+    ``covered`` is the extent of the output: positions that no output can push off x are read without a test.
+    """
+    b, i, j, c = index
+    h, w = int(x.shape[1]), int(x.shape[2])
+    conditions: list[Expr] = []
+    coordinates: list[Expr] = []
+    for axis, (out, size) in enumerate(((i, h), (j, w))):
+        start = place[axis] * dilation[axis] - padding[axis]
+        position = out * strides[axis] + start
+        if start < 0:
+            conditions.append(position >= 0)
+        if (covered[axis] - 1) * strides[axis] + start >= size:
+            conditions.append(position < size)
+        coordinates.append(position)
+    value = convert(x[b, coordinates[0], coordinates[1], c])
+    return tirx.if_then_else(tirx.all(*conditions), value, outside) if conditions else value
+
+
+def max_pool2d(
+    shape: Sequence[int], out_size: tuple[int, int], pool_size: tuple[int, int], strides: tuple[int, int],
+    padding: tuple[int, int, int, int], dilation: tuple[int, int],
+) -> Kernel:  # fmt: skip
+    """``qc.max_pool2d`` in NHWC; the row maximum of a window is taken before the column maximum."""
+    x = te.placeholder(tuple(shape), "uint8", name="x")
+    n, _, _, c = shape
+    zero = tirx.const(0, "uint8")
+
+    def element(*index: tirx.Var) -> Expr:
+        taps = [
+            _window(x, index, (p, q), strides, padding, dilation, zero, lambda v: v, out_size)
+            for p in range(pool_size[0])
+            for q in range(pool_size[1])
+        ]
+        return reduce(tirx.max, taps)
+
+    if pool_size[0] * pool_size[1] <= UNROLLED_WINDOW:
+        return spatial([x, te.compute((n, *out_size, c), element, name="out")])
+    rp, rq = te.reduce_axis((0, pool_size[0]), "rp"), te.reduce_axis((0, pool_size[1]), "rq")
+    out = te.compute(
+        (n, *out_size, c),
+        lambda b, i, j, k: te.max(_looped(x, (b, i, j, k), rp, rq, strides, padding, dilation, zero), axis=[rp, rq]),
+        name="out",
+    )
+    return Kernel([x, out], whole=False, padded=False)
+
+
+def _looped(
+    x: te.Tensor, index: Sequence[Expr], rp: Expr, rq: Expr, strides: tuple[int, int],
+    padding: tuple[int, int, int, int], dilation: tuple[int, int], outside: Expr,
+) -> Expr:  # fmt: skip
+    """A position of a window given by reduction axes."""
+    b, i, j, c = index
+    h, w = int(x.shape[1]), int(x.shape[2])
+    y, z = i * strides[0] + rp * dilation[0] - padding[0], j * strides[1] + rq * dilation[1] - padding[1]
+    if not any(padding):
+        return x[b, y, z, c]
+    return tirx.if_then_else(tirx.all(y >= 0, y < h, z >= 0, z < w), x[b, y, z, c], outside)
+
+
+def avg_pool2d(
+    shape: Sequence[int], out_size: tuple[int, int], pool_size: tuple[int, int], strides: tuple[int, int],
+    padding: tuple[int, int, int, int], input_zero_point: int, requantization: Requantization,
+) -> Kernel:  # fmt: skip
+    """``qc.avg_pool2d`` in NHWC."""
+    x = te.placeholder(tuple(shape), "uint8", name="x")
+    n, _, _, c = shape
+    multiplier = te.placeholder(out_size, "float32", name="multiplier")
+    zero_point = tirx.const(input_zero_point, "int32")
+    rp, rq = te.reduce_axis((0, pool_size[0]), "rp"), te.reduce_axis((0, pool_size[1]), "rq")
+    # Positions off x stand for zero, which is stored as the zero point.
+    total = te.compute(
+        (n, *out_size, c),
+        lambda b, i, j, k: te.sum(
+            i32(_looped(x, (b, i, j, k), rp, rq, strides, padding, (1, 1), tirx.const(input_zero_point, "uint8"))),
+            axis=[rp, rq],
+        ),
+        name="acc",
+    )
+    offset = zero_point * (pool_size[0] * pool_size[1])
+    out = te.compute(
+        (n, *out_size, c),
+        lambda b, i, j, k: requantization((total[b, i, j, k] - offset).astype("float32") * multiplier[i, j]),
+        name="out",
+    )
+    return Kernel([x, multiplier, out], whole=False, padded=False)
+
+
+def schedule_spatial(sch: Schedule, bytes_moved: int, vector: int, *, flat: bool) -> None:
+    """Outer axes are tasks, the innermost is cut into vectors.
+
+    Args:
+        sch: schedule of a kernel with the one block ``out``.
+        bytes_moved: bytes read and written; small kernels are not worth a second thread.
+        vector: elements of a vector.
+        flat: every operand has the output's shape, so that all axes are one.
+    """
+    loops = sch.get_loops(sch.get_sblock("out"))
+    if flat:
+        total = 1
+        for loop in loops:
+            total *= int(sch.get(loop).extent)
+        fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+        chunk = divisor_at_most(total, 64 * vector) if total % vector == 0 else 64 * vector
+        if total % vector == 0:
+            chunk = vector * divisor_at_most(total // vector, 64)
+            outer, inner = sch.split(fused, [None, chunk])
+            _, lanes = sch.split(inner, [None, vector])
+        else:
+            outer, inner = sch.split(fused, [None, min(chunk, total)])
+            lanes = None
+        if lanes is not None:
+            sch.vectorize(lanes)
+    else:
+        *rest, last = loops
+        extent = int(sch.get(last).extent)
+        _, lanes = sch.split(last, [None, divisor_at_most(extent, vector)])
+        sch.vectorize(lanes)
+        outer = sch.fuse(*rest[: max(1, len(rest) - 1)]) if len(rest) > 1 else (rest[0] if rest else None)
+    if outer is not None and bytes_moved * 8 >= PARALLEL_MINIMUM:
+        sch.parallel(outer)
+
+
+def schedule_pool(sch: Schedule, bytes_moved: int, vector: int, *, epilogue: bool) -> None:
+    """A window in loops: the sums of one vector of channels stay in registers."""
+    out = sch.get_sblock("out")
+    if epilogue:
+        n, i, j, c = sch.get_loops(out)
+        extent = int(sch.get(c).extent)
+        width = divisor_at_most(extent, vector)
+        c0, lanes = sch.split(c, [None, width])
+        outer = sch.fuse(n, i, j, c0)
+        acc = sch.get_sblock("acc")
+        sch.compute_at(acc, outer, preserve_unit_loops=True)
+        b, y, x, k, rp, rq = sch.get_loops(acc)[-6:]
+        sch.reorder(rp, rq, b, y, x, k)
+        sch.vectorize(k)
+        sch.decompose_reduction(acc, rp)
+        sch.vectorize(lanes)
+    else:
+        n, i, j, c, rp, rq = sch.get_loops(out)
+        c0, lanes = sch.split(c, [None, divisor_at_most(int(sch.get(c).extent), vector)])
+        sch.reorder(n, i, j, c0, rp, rq, lanes)
+        outer = sch.fuse(n, i, j, c0)
+        sch.vectorize(lanes)
+        sch.decompose_reduction(out, rp)
+    if bytes_moved * 8 >= PARALLEL_MINIMUM:
+        sch.parallel(outer)

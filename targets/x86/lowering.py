@@ -1,0 +1,234 @@
+"""From a call of an integer operator to a scheduled kernel and its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax, tirx
+from tvm.ir import Constant
+
+from qcompiler.targets.base import Target
+from qcompiler.targets.x86 import computes, decisions, elementwise, intrinsics, layouts, schedules
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel for one call.
+
+    Attributes:
+        function: the scheduled kernel, output last.
+        args: what it is called with: activations of the call and packed constants.
+        instruction: the multiply-accumulate instruction of its inner loop, or None.
+        reason: why it is not the target's own, or None.
+    """
+
+    function: tirx.PrimFunc
+    args: list[relax.Expr]
+    instruction: str | None = None
+    reason: str | None = None
+
+
+def dims(expr: relax.Expr) -> tuple[int, ...]:
+    return tuple(int(d) for d in expr.ty.shape)
+
+
+def value(expr: relax.Expr) -> NDArray[Any]:
+    """The array of a constant operand."""
+    assert isinstance(expr, Constant), expr
+    return np.asarray(expr.value.numpy())
+
+
+def constant(array: NDArray[Any]) -> relax.Expr:
+    return relax.const(np.ascontiguousarray(array), array.dtype.name)
+
+
+def ints(attr: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(int(v) for v in attr)
+
+
+def requantization(attrs: Any, magnitude: float) -> computes.Requantization:
+    """The operator's last step, for scaled values of at most ``magnitude``."""
+    return computes.Requantization(int(attrs["zero_point"]), int(attrs["lo"]), int(attrs["hi"]), magnitude < 2**30)
+
+
+def _epilogue(call: relax.Call, accumulator_bound: int) -> computes.Epilogue:
+    magnitude = accumulator_bound * float(np.abs(value(call.args[3]).astype(np.float64)).max(initial=0.0))
+    last = requantization(call.attrs, magnitude) if str(call.attrs["out_dtype"]) == "uint8" else None
+    return computes.Epilogue(last, int(call.attrs["residual_shift"]) if len(call.args) > 4 else None)
+
+
+def _channel_args(call: relax.Call, blocks: int, lanes: int) -> list[relax.Expr]:
+    """Bias, multiplier, and with a residual the residual, its multiplier and its offset, padded to blocks."""
+    args: list[relax.Expr] = []
+    for position in range(2, len(call.args)):
+        arg = call.args[position]
+        args.append(arg if position == 4 else constant(layouts.pack_channels(value(arg), blocks, lanes)))
+    return args
+
+
+def _lower_dense_conv(
+    call: relax.Call, shape: computes.ConvShape, weight: NDArray[np.int8], pad_value: int, target: Target, matrix: bool
+) -> Lowered:
+    lanes = decisions.choose_lanes(target, shape.out_channels)
+    cut = layouts.channel_blocks(shape.in_channels, shape.out_channels, shape.groups, lanes)
+    packed = layouts.pack_weight(weight, shape.groups, cut)
+    decision = decisions.conv_decision(
+        target,
+        shape.out_width,
+        shape.batch * shape.out_height,
+        shape.out_channels,
+        cut.blocks_per_group,
+        lanes,
+        cut.k_blocks * shape.kernel[0] * shape.kernel[1],
+        packed.nbytes,
+        shape.batch * shape.height * shape.width * shape.in_channels,
+    )
+    epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
+    kernel = computes.conv2d(shape, cut, decision, epilogue, pad_value, matrix=matrix)
+    sch = schedules.start(kernel)
+    schedules.schedule_conv2d(
+        sch,
+        kernel,
+        decision,
+        intrinsics.dot4(target.instruction, lanes),
+        macs=shape.macs,
+        vector_bytes=target.vector_bits // 8,
+    )
+    args = [call.args[0], constant(packed), *_channel_args(call, cut.blocks, lanes)]
+    return Lowered(schedules.finish(sch), args, target.instruction)
+
+
+def conv_shape(call: relax.Call) -> computes.ConvShape:
+    """The extents of a call of ``qc.conv2d`` in NHWC."""
+    attrs = call.attrs
+    assert str(attrs["layout"]) == "NHWC"
+    n, h, w, c = dims(call.args[0])
+    o, _, kh, kw = dims(call.args[1])
+    return computes.ConvShape(
+        n, h, w, c, o, (kh, kw), ints(attrs["strides"]), ints(attrs["padding"]), ints(attrs["dilation"]),
+        int(attrs["groups"]),
+    )  # fmt: skip
+
+
+def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
+    shape = conv_shape(call)
+    pad_value = int(call.attrs["pad_value"])
+    weight = value(call.args[1])
+    if not shape.depthwise:
+        return _lower_dense_conv(call, shape, weight, pad_value, target, matrix=False)
+    lanes = decisions.choose_lanes(target, shape.out_channels)
+    tile = decisions.depthwise_tile(target, shape.out_width)
+    packed = layouts.pack_depthwise_weight(weight, lanes)
+    epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
+    kernel = computes.depthwise_conv2d(shape, lanes, tile, epilogue, pad_value)
+    sch = schedules.start(kernel)
+    schedules.schedule_depthwise(
+        sch, kernel, tile, lanes, macs=shape.macs, vector_bytes=target.vector_bits // 8
+    )
+    args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], lanes)]
+    return Lowered(
+        schedules.finish(sch), args, None, "depthwise: one product a channel and tap, no sum for a dot product"
+    )
+
+
+def lower_dense(call: relax.Call, target: Target) -> Lowered:
+    *batch, k = dims(call.args[0])
+    o, _ = dims(call.args[1])
+    shape = computes.ConvShape(1, 1, prod(batch), k, o, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    weight = value(call.args[1]).reshape(o, k, 1, 1)
+    return _lower_dense_conv(call, shape, weight, 0, target, matrix=True)
+
+
+def _spatial(
+    kernel: elementwise.Kernel, args: list[relax.Expr], target: Target, *, element_bytes: int, reason: str | None = None
+) -> Lowered:
+    sch = schedules.start(kernel)
+    shapes = [tuple(int(d) for d in t.shape) for t in kernel.tensors]
+    out = shapes[-1]
+    flat = all(s == out or s == (256,) for s in shapes)
+    elementwise.schedule_spatial(
+        sch, prod(out) * 2, target.vector_bits // 8 // element_bytes, flat=flat and len(out) > 0
+    )
+    return Lowered(schedules.finish(sch), args, None, reason)
+
+
+def lower_quantize(call: relax.Call, target: Target) -> Lowered:
+    last = requantization(call.attrs, float("inf"))
+    kernel = elementwise.quantize(dims(call.args[0]), float(call.attrs["inv_scale"]), last)
+    return _spatial(kernel, [call.args[0]], target, element_bytes=4)
+
+
+def lower_dequantize(call: relax.Call, target: Target) -> Lowered:
+    kernel = elementwise.dequantize(
+        dims(call.args[0]), float(call.attrs["scale"]), int(call.attrs["zero_point"])
+    )
+    return _spatial(kernel, [call.args[0]], target, element_bytes=4)
+
+
+def lower_add(call: relax.Call, target: Target) -> Lowered:
+    a = call.attrs
+    kernel = elementwise.add(
+        dims(call.args[0]), dims(call.args[1]), np.broadcast_shapes(dims(call.args[0]), dims(call.args[1])),
+        (int(a["a_multiplier"]), int(a["b_multiplier"])), int(a["offset"]), int(a["shift"]), int(a["lo"]), int(a["hi"]),
+    )  # fmt: skip
+    return _spatial(kernel, list(call.args), target, element_bytes=4)
+
+
+def lower_mul(call: relax.Call, target: Target) -> Lowered:
+    a = call.attrs
+    multiplier = float(a["multiplier"])
+    kernel = elementwise.mul(
+        dims(call.args[0]), dims(call.args[1]), np.broadcast_shapes(dims(call.args[0]), dims(call.args[1])),
+        (int(a["a_zero_point"]), int(a["b_zero_point"])), multiplier, requantization(a, 255 * 255 * abs(multiplier)),
+    )  # fmt: skip
+    return _spatial(kernel, list(call.args), target, element_bytes=4)
+
+
+def lower_lut(call: relax.Call, target: Target) -> Lowered:
+    return _spatial(elementwise.lut(dims(call.args[0])), list(call.args), target, element_bytes=1)
+
+
+def lower_max_pool2d(call: relax.Call, target: Target) -> Lowered:
+    a = call.attrs
+    kernel = elementwise.max_pool2d(
+        dims(call.args[0]), ints(a["out_size"]), ints(a["pool_size"]), ints(a["strides"]), ints(a["padding"]),
+        ints(a["dilation"]),
+    )  # fmt: skip
+    if kernel.whole:
+        return _spatial(kernel, [call.args[0]], target, element_bytes=1)
+    sch = schedules.start(kernel)
+    elementwise.schedule_pool(sch, prod(dims(call.args[0])), target.vector_bits // 8, epilogue=False)
+    return Lowered(schedules.finish(sch), [call.args[0]])
+
+
+def lower_avg_pool2d(call: relax.Call, target: Target) -> Lowered:
+    a = call.attrs
+    multiplier = value(call.args[1])
+    window = ints(a["pool_size"])
+    magnitude = 255 * prod(window) * float(np.abs(multiplier).max(initial=0.0))
+    kernel = elementwise.avg_pool2d(
+        dims(call.args[0]), multiplier.shape, window, ints(a["strides"]), ints(a["padding"]),
+        int(a["input_zero_point"]), requantization(a, magnitude),
+    )  # fmt: skip
+    sch = schedules.start(kernel)
+    elementwise.schedule_pool(sch, prod(dims(call.args[0])), target.int32_lanes, epilogue=True)
+    return Lowered(schedules.finish(sch), [call.args[0], call.args[1]])
+
+
+LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered]] = {
+    "qc.quantize": lower_quantize,
+    "qc.dequantize": lower_dequantize,
+    "qc.conv2d": lower_conv2d,
+    "qc.dense": lower_dense,
+    "qc.add": lower_add,
+    "qc.mul": lower_mul,
+    "qc.lut": lower_lut,
+    "qc.max_pool2d": lower_max_pool2d,
+    "qc.avg_pool2d": lower_avg_pool2d,
+}
+"""The integer operators that x86 has kernels for."""
