@@ -109,7 +109,8 @@ class Rewriter:
                 return bound.fields[expr.index]
             return relax.TupleGetItem(source, expr.index)
         if isinstance(expr, relax.Call):
-            return relax.Call(expr.op, [self.replaced(a) for a in expr.args], expr.attrs, expr.ty_args)
+            call = relax.Call(expr.op, [self.replaced(a) for a in expr.args], expr.attrs, expr.ty_args)
+            return self.builder.normalize(call)  # gives it its type
         return expr
 
     def run(self) -> tvm.IRModule:
