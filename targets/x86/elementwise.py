@@ -35,6 +35,16 @@ def quantize(shape: Sequence[int], inv_scale: float, requantization: Requantizat
     return spatial([x, out])
 
 
+def quantize_to_nhwc(shape: Sequence[int], inv_scale: float, requantization: Requantization) -> Kernel:
+    """``qc.quantize`` of an NCHW tensor, written in NHWC."""
+    n, c, h, w = shape
+    x = te.placeholder((n, c, h, w), "float32", name="x")
+    out = te.compute(
+        (n, h, w, c), lambda b, i, j, k: requantization(x[b, k, i, j] * f32(inv_scale)), name="out"
+    )
+    return spatial([x, out])
+
+
 def dequantize(shape: Sequence[int], scale: float, zero_point: int) -> Kernel:
     """``qc.dequantize``."""
     x = te.placeholder(tuple(shape), "uint8", name="x")
@@ -220,28 +230,46 @@ def schedule_spatial(sch: Schedule, bytes_moved: int, vector: int, *, flat: bool
         sch.parallel(outer)
 
 
+def schedule_transpose(sch: Schedule, bytes_moved: int, lanes: int) -> None:
+    """Reads vectors of columns and writes them channel by channel."""
+    b, i, j, k = sch.get_loops(sch.get_sblock("out"))
+    columns = int(sch.get(j).extent)
+    width = divisor_at_most(columns, lanes)
+    j0, vector = sch.split(j, [None, width])
+    sch.reorder(b, i, j0, k, vector)
+    if width > 1:
+        sch.vectorize(vector)
+    outer = sch.fuse(b, i)
+    if bytes_moved * 8 >= PARALLEL_MINIMUM:
+        sch.parallel(outer)
+
+
 def schedule_pool(sch: Schedule, bytes_moved: int, vector: int, *, epilogue: bool) -> None:
     """A window in loops: the sums of one vector of channels stay in registers."""
     out = sch.get_sblock("out")
+    parallel = bytes_moved * 8 >= PARALLEL_MINIMUM
+    # Loops are marked before the reduction is decomposed; after that a schedule refuses it.
     if epilogue:
         n, i, j, c = sch.get_loops(out)
         extent = int(sch.get(c).extent)
         width = divisor_at_most(extent, vector)
         c0, lanes = sch.split(c, [None, width])
         outer = sch.fuse(n, i, j, c0)
+        if parallel:
+            sch.parallel(outer)
         acc = sch.get_sblock("acc")
         sch.compute_at(acc, outer, preserve_unit_loops=True)
         b, y, x, k, rp, rq = sch.get_loops(acc)[-6:]
         sch.reorder(rp, rq, b, y, x, k)
         sch.vectorize(k)
-        sch.decompose_reduction(acc, rp)
         sch.vectorize(lanes)
+        sch.decompose_reduction(acc, rp)
     else:
         n, i, j, c, rp, rq = sch.get_loops(out)
         c0, lanes = sch.split(c, [None, divisor_at_most(int(sch.get(c).extent), vector)])
         sch.reorder(n, i, j, c0, rp, rq, lanes)
         outer = sch.fuse(n, i, j, c0)
+        if parallel:
+            sch.parallel(outer)
         sch.vectorize(lanes)
         sch.decompose_reduction(out, rp)
-    if bytes_moved * 8 >= PARALLEL_MINIMUM:
-        sch.parallel(outer)

@@ -13,7 +13,7 @@ from tvm import relax, tirx
 from tvm.ir import Constant
 
 from qcompiler.targets.base import Target
-from qcompiler.targets.x86 import computes, decisions, elementwise, intrinsics, layouts, schedules
+from qcompiler.targets.x86 import computes, decisions, elementwise, intrinsics, layouts, movement, schedules
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,25 @@ def lower_avg_pool2d(call: relax.Call, target: Target) -> Lowered:
     return Lowered(schedules.finish(sch), [call.args[0], call.args[1]])
 
 
-LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered]] = {
+def lower_concat(call: relax.Call, target: Target) -> Lowered | None:
+    """Concatenation of bytes along the last axis; along another one it is TVM's."""
+    fields = list(call.args[0].fields)
+    rank = len(dims(call))
+    if str(call.ty.dtype) != "uint8" or int(call.attrs.axis) % rank != rank - 1:
+        return None
+    return Lowered(movement.concat_last([dims(f) for f in fields], target.vector_bits // 8), fields)
+
+
+def lower_quantize_to_nhwc(call: relax.Call, target: Target) -> Lowered:
+    """``permute_dims(qc.quantize(x), [0, 2, 3, 1])`` of an NCHW input, in one kernel; ``call`` is the quantize."""
+    last = requantization(call.attrs, float("inf"))
+    kernel = elementwise.quantize_to_nhwc(dims(call.args[0]), float(call.attrs["inv_scale"]), last)
+    sch = schedules.start(kernel)
+    elementwise.schedule_transpose(sch, prod(dims(call.args[0])) * 5, target.int32_lanes)
+    return Lowered(schedules.finish(sch), [call.args[0]])
+
+
+LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
     "qc.quantize": lower_quantize,
     "qc.dequantize": lower_dequantize,
     "qc.conv2d": lower_conv2d,
@@ -230,5 +248,7 @@ LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered]] = {
     "qc.lut": lower_lut,
     "qc.max_pool2d": lower_max_pool2d,
     "qc.avg_pool2d": lower_avg_pool2d,
+    "relax.concat": lower_concat,
+    "quantize_to_nhwc": lower_quantize_to_nhwc,
 }
-"""The integer operators that x86 has kernels for."""
+"""The operators that x86 has kernels for; a lowering gives None for a call that it leaves to TVM."""

@@ -16,6 +16,9 @@ from tvm.s_tir.schedule import LoopRV
 from qcompiler.targets.x86.computes import Kernel
 from qcompiler.targets.x86.decisions import ConvDecision, divisor_at_most
 
+OPAQUE = 8
+"""Relax's pattern of an operator that is never fused."""
+
 PARALLEL_MINIMUM = 300_000
 """Multiply-accumulates, or eight times the bytes moved, below which waking the pool costs more than it saves."""
 
@@ -32,7 +35,12 @@ def start(kernel: Kernel) -> Schedule:
 
 def finish(sch: Schedule) -> tirx.PrimFunc:
     """The scheduled function, ready to be placed in a Relax module."""
-    return sch.mod["main"].without_attr("global_symbol")
+    return mark_scheduled(sch.mod["main"].without_attr("global_symbol"))
+
+
+def mark_scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Tells later passes to leave the kernel as it is: neither scheduled again nor fused."""
+    return function.with_attr("tirx.is_scheduled", True).with_attr("op_pattern", OPAQUE)
 
 
 def _fuse_parallel(sch: Schedule, loops: Sequence[LoopRV], work: int) -> LoopRV:
