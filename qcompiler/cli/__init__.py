@@ -1,0 +1,49 @@
+"""The command line ``qcompile``: one file a command, which parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from qcompiler.cli import (
+    bench,
+    compile,
+    demo,
+    evaluate,
+    inspect,
+    profile,
+    run,
+    targets,
+    verify,
+)
+from qcompiler.cli.options import UsageError, fail
+
+app = typer.Typer(
+    name="qcompile",
+    help="Compiles trained PyTorch models into int8 shared libraries, and runs them.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (compile, run, evaluate, bench, profile, verify, inspect, targets, demo):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def main() -> None:
+    """The program ``qcompile``. It ends with status 1, and one line that says why, if anything went wrong."""
+    try:
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except UsageError as error:
+        fail(f"{error} (see {_help_command()})")
+    except typer.Abort:
+        fail("interrupted")
+    # A command that ends early, such as --help, gives its status here.
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _help_command() -> str:
+    names = {info.name for info in app.registered_commands}
+    command = next((argument for argument in sys.argv[1:] if argument in names), None)
+    return f"qcompile {command} --help" if command else "qcompile --help"

@@ -1,0 +1,105 @@
+"""``qcompile compile``: from a model to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from qcompiler.cli.options import Json, ProgressOption, Traceback, emit_json, guarded
+from qcompiler.config import CompileConfig, Observer
+
+_DEFAULTS = CompileConfig()
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A .pt2 archive from torch.export.save, or package.module:function that returns a model "
+            "and its example inputs.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the bundle to.", show_default=False)],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="An .npz with an array per model input, samples along the first axis. Needed unless the "
+            "model is quantized already.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="Chip to compile for (qcompile targets); 'native' is this machine's.")
+    ] = _DEFAULTS.target,
+    observer: Annotated[
+        str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
+    ] = _DEFAULTS.observer,
+    percentile: Annotated[
+        float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
+    ] = _DEFAULTS.percentile,
+    averaging_constant: Annotated[
+        float, typer.Option(help="For 'moving-average': weight of the newest batch.")
+    ] = _DEFAULTS.averaging_constant,
+    skip_first: Annotated[
+        bool, typer.Option(help="Leave the first convolution or linear layer in float.")
+    ] = _DEFAULTS.skip_first,
+    skip_last: Annotated[
+        bool, typer.Option(help="Leave the last convolution or linear layer in float.")
+    ] = _DEFAULTS.skip_last,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
+        ),
+    ] = None,
+    embed_reference: Annotated[
+        bool, typer.Option(help="Store what 'qcompile verify' compares with in the bundle.")
+    ] = _DEFAULTS.embed_reference,
+    dump_ir: Annotated[
+        Path | None,
+        typer.Option(help="Folder that gets one numbered file a pass.", show_default=False),
+    ] = _DEFAULTS.dump_ir,
+    progress: ProgressOption = True,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Compiles a model into a bundle: an int8 shared library, its manifest, and the runtime."""
+    with guarded(traceback):
+        config = CompileConfig(
+            target=target,
+            observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
+            percentile=percentile,
+            averaging_constant=averaging_constant,
+            skip_first=skip_first,
+            skip_last=skip_last,
+            keep_float=tuple(keep_float or ()),
+            embed_reference=embed_reference,
+            dump_ir=dump_ir,
+            progress=progress,
+        )
+        from qcompiler import report
+        from qcompiler.driver.compile import compile_model
+
+        result = compile_model(model, config, calibration=calibration, output=output)
+        manifest = result.manifest
+        if json:
+            emit_json(result)
+            return
+        size = sum(file.stat().st_size for file in result.bundle.rglob("*") if file.is_file())
+        tensorized = sum(layer.instruction is not None for layer in manifest.layers)
+        values = {
+            "target": manifest.target_name,
+            "size": report.size(size),
+            "layers": f"{len(manifest.layers)}, of them tensorized: {tensorized}",
+        }
+        reasons = [(r.operator, r.place, r.reason) for r in manifest.float_operators]
+        slow = [(layer.operator, layer.name, layer.reason) for layer in manifest.layers if layer.reason]
+        parts = [report.facts(f"Bundle {output}", values)]
+        if reasons:
+            parts.append(report.table("Left in float", ["operator", "place", "reason"], reasons))
+        if slow:
+            parts.append(report.table("Not tensorized", ["operator", "place", "reason"], slow))
+        report.show(*parts)

@@ -1,0 +1,88 @@
+"""``qcompile inspect``: what a bundle holds, without loading it."""
+
+from __future__ import annotations
+
+from qcompiler.cli.options import Bundle, Json, Traceback, emit_json, guarded, shape
+
+
+def command(bundle: Bundle, json: Json = False, traceback: Traceback = False) -> None:
+    """Shows what a bundle holds: tensors, layers and their certificates, what stayed in float, files."""
+    with guarded(traceback):
+        from qcompiler import report
+        from qcompiler.runtime.bundle import verify
+
+        manifest = verify(bundle)
+        if json:
+            emit_json(manifest)
+            return
+        bytes_of = {name: (bundle / name).stat().st_size for name in manifest.files}
+        versions = manifest.versions
+        parts = [
+            report.facts(
+                f"Bundle {bundle}",
+                {
+                    "target": manifest.target_name,
+                    "needs": " ".join(manifest.required_features) or "-",
+                    "made with": ", ".join(
+                        f"{name} {getattr(versions, name)}" for name in ("qcompiler", "tvm", "torch")
+                    ),
+                    "size": report.size(sum(bytes_of.values())),
+                    "format": str(manifest.format_version),
+                },
+            ),
+            report.table(
+                "Tensors",
+                ["kind", "name", "dtype", "shape", ">scale", ">zero point"],
+                [
+                    (
+                        kind,
+                        spec.name,
+                        spec.dtype,
+                        shape(spec.shape),
+                        "-" if spec.scale is None else f"{spec.scale:.6g}",
+                        "-" if spec.zero_point is None else str(spec.zero_point),
+                    )
+                    for kind, specs in (("input", manifest.inputs), ("output", manifest.outputs))
+                    for spec in specs
+                ],
+            ),
+            report.table(
+                "Layers",
+                [
+                    "name",
+                    "operator",
+                    "dtype",
+                    "output",
+                    ">MMAC",
+                    ">accumulator up to",
+                    "instruction",
+                    "reason if not",
+                ],
+                [
+                    (
+                        layer.name,
+                        layer.operator,
+                        layer.dtype,
+                        shape(layer.output_shape),
+                        f"{layer.macs / 1e6:.2f}" if layer.macs else "-",
+                        "-" if layer.accumulator_bound is None else f"{layer.accumulator_bound:,}",
+                        f"{layer.instruction} x {layer.instruction_count}" if layer.instruction else "-",
+                        layer.reason or "",
+                    )
+                    for layer in manifest.layers
+                ],
+            ),
+            report.table(
+                "Left in float",
+                ["operator", "place", "reason"],
+                [(record.operator, record.place, record.reason) for record in manifest.float_operators],
+            )
+            if manifest.float_operators
+            else "Left in float: nothing",
+            report.table(
+                "Files",
+                ["file", ">size", "SHA-256"],
+                [(name, report.size(bytes_of[name]), digest) for name, digest in manifest.files.items()],
+            ),
+        ]
+        report.show(*parts)

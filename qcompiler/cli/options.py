@@ -1,0 +1,98 @@
+"""What the commands share: options of the same meaning, and how results and errors reach the user."""
+
+from __future__ import annotations
+
+import sys
+import traceback as tracebacks
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from qcompiler.errors import ConfigError, QCompilerError
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""The error of a command line that cannot be parsed; typer has no public name for it."""
+
+Bundle = Annotated[Path, typer.Argument(help="Folder that 'qcompile compile' wrote.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Print where an error comes from.")]
+ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar for long work.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of one run; all physical cores if not given.", show_default=False)
+]
+Limit = Annotated[int | None, typer.Option(help="Use only the first samples.", min=1, show_default=False)]
+SourceModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="The float model: a .pt2 archive, or package.module:function.", show_default=False
+    ),
+]
+
+
+@contextmanager
+def guarded(traceback: bool) -> Iterator[None]:
+    """Turns an error of the block into one line on the standard error and exit status 1."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, UsageError):
+        raise
+    except KeyboardInterrupt:
+        fail("interrupted")
+    except BrokenPipeError:
+        # Who reads the output, such as 'head', has seen enough.
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if traceback:
+            tracebacks.print_exc()
+        if isinstance(error, QCompilerError):
+            fail(str(error))
+        hint = "" if traceback else "; run again with --traceback, and report it"
+        fail(f"internal error: {type(error).__name__}: {error}{hint}")
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with ``message`` as one line on the standard error."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(1)
+
+
+def emit_json(value: Any) -> None:
+    """Prints ``value`` as JSON."""
+    from qcompiler.report import to_json
+
+    print(to_json(value))
+
+
+def split(option: str, text: str | None) -> tuple[str, ...]:
+    """The parts of a value like ``a,b``; none for None.
+
+    Raises:
+        ConfigError: a part is empty.
+    """
+    if text is None:
+        return ()
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise ConfigError(f"{option} is {text!r}; give names with a comma between them")
+    return parts
+
+
+def integers(option: str, text: str | None) -> tuple[int, ...]:
+    """As :func:`split`, for positive integers.
+
+    Raises:
+        ConfigError: a part is no positive integer.
+    """
+    parts = split(option, text)
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"{option} is {text!r}; give positive numbers with a comma between them, as in 1,2")
+    return tuple(int(part) for part in parts)
+
+
+def shape(extents: Sequence[int]) -> str:
+    """Extents as ``[1, 3, 224, 224]``."""
+    return f"[{', '.join(map(str, extents))}]"

@@ -1,0 +1,21 @@
+"""Other engines that ``bench`` measures beside a bundle, from the same float model and calibration data."""
+
+from __future__ import annotations
+
+from qcompiler.driver.peers import onnx_runtime, openvino, pytorch
+from qcompiler.driver.peers.base import Peer, Session
+
+PEERS: dict[str, tuple[Peer, ...]] = {
+    "torch": (pytorch.EAGER, pytorch.COMPILED),
+    "onnxruntime": (onnx_runtime.PEER,),
+    "openvino": (openvino.PEER,),
+}
+"""Engines by the name that ``--against`` takes."""
+
+
+def by_name(name: str) -> Peer:
+    """The engine that calls itself ``name``."""
+    return next(peer for peers in PEERS.values() for peer in peers if peer.name == name)
+
+
+__all__ = ["PEERS", "Peer", "Session", "by_name"]

@@ -1,0 +1,169 @@
+"""Where the time of a run goes, operator by operator, against the peak of the chip."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompiler import runtime
+from qcompiler.driver.data import Array, read_samples
+from qcompiler.errors import ConfigError
+from qcompiler.runtime import LayerRecord, Manifest
+
+DENSE = ("qc.conv2d", "qc.dense")
+"""Operators that are summed up to compare them with the peak, where they use the chip's instruction."""
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """One kernel call.
+
+    Attributes:
+        name: the layer; for a kernel that belongs to no layer, the kernel.
+        operator: the operator, or ``kernel``.
+        dtype: what it computes in, or empty.
+        seconds: mean time of the call.
+        macs: multiply-accumulates.
+        instruction: multiply-accumulate instruction that it compiled to; None where there is none.
+        macs_per_second: ``macs / seconds``; None without multiply-accumulates.
+        peak_share: ``macs_per_second`` as a fraction of the chip's peak, for integer operators.
+    """
+
+    name: str
+    operator: str
+    dtype: str
+    seconds: float
+    macs: int
+    instruction: str | None
+    macs_per_second: float | None
+    peak_share: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What :func:`profile` measured.
+
+    Attributes:
+        rows: kernel calls in the order they ran.
+        dense: all dense convolutions and matrix products on integers, as one row; None if there are none.
+        total: all kernel calls, as one row.
+        threads: threads of one run.
+        peak: multiply-accumulates a second that the chip can do with those threads.
+        peak_source: where ``peak`` comes from, in words.
+    """
+
+    rows: tuple[ProfileRow, ...]
+    dense: ProfileRow | None
+    total: ProfileRow
+    threads: int
+    peak: float
+    peak_source: str
+
+
+def profile(
+    bundle: Path,
+    *,
+    data: Path | None = None,
+    threads: int | None = None,
+    repeat: int = 50,
+    peak: float | None = None,
+) -> Profile:
+    """Measures every kernel call of a run.
+
+    Args:
+        bundle: the bundle's folder.
+        data: ``.npz`` whose first sample is run; zeros if not given, which take as long.
+        threads: threads of one run; None for all physical cores.
+        repeat: runs to average over.
+        peak: multiply-accumulates a second of all the threads together; None to derive it from the target's
+            description and the measured clock of this machine.
+
+    Raises:
+        ConfigError: ``peak`` or ``repeat`` is not positive.
+        QCompilerError: the bundle or the data cannot be used.
+    """
+    if peak is not None and not peak > 0:
+        raise ConfigError(f"peak is {peak}; it must be above 0")
+    model = runtime.load(bundle, threads)
+    source = "given"
+    if peak is None:
+        peak, source = _peak(model.manifest, model.threads)
+    calls = model.profile(*_inputs(model, data), repeat=repeat)
+    rows = [_row(call, layer, peak) for call, layer in attribute(calls, model.manifest.layers)]
+    dense = [row for row in rows if row.operator in DENSE and row.instruction is not None]
+    return Profile(
+        tuple(rows),
+        _sum("dense, integer", dense, peak) if dense else None,
+        _sum("total", rows, peak),
+        model.threads,
+        peak,
+        source,
+    )
+
+
+def attribute(
+    calls: Sequence[tuple[str, float]], layers: Sequence[LayerRecord]
+) -> list[tuple[tuple[str, float], LayerRecord | None]]:
+    """Each kernel call with its layer.
+
+    Layers of the same shape share a kernel, and both calls and layers are in the order they run: the n-th
+    call of a kernel is that of the n-th layer that has it.
+    """
+    waiting: defaultdict[str, list[LayerRecord]] = defaultdict(list)
+    for layer in reversed(layers):
+        waiting[layer.function].append(layer)
+    return [(call, waiting[call[0]].pop() if waiting[call[0]] else None) for call in calls]
+
+
+def _row(call: tuple[str, float], layer: LayerRecord | None, peak: float) -> ProfileRow:
+    function, seconds = call
+    if layer is None:
+        return ProfileRow(function, "kernel", "", seconds, 0, None, None, None)
+    rate = layer.macs / seconds if layer.macs and seconds > 0 else None
+    integer = not layer.dtype.startswith("float")
+    return ProfileRow(
+        layer.name,
+        layer.operator,
+        layer.dtype,
+        seconds,
+        layer.macs,
+        layer.instruction,
+        rate,
+        rate / peak if rate is not None and integer else None,
+    )
+
+
+def _sum(name: str, rows: Sequence[ProfileRow], peak: float) -> ProfileRow:
+    seconds, macs = sum(row.seconds for row in rows), sum(row.macs for row in rows)
+    rate = macs / seconds if macs and seconds > 0 else None
+    return ProfileRow(name, "", "", seconds, macs, None, rate, None if rate is None else rate / peak)
+
+
+def _peak(manifest: Manifest, threads: int) -> tuple[float, str]:
+    """Multiply-accumulates a second of ``threads`` cores of this machine, and where the number comes from."""
+    from qcompiler.driver.clock import clock_hertz
+    from qcompiler.targets.registry import resolve
+
+    per_cycle = int(_field(manifest.target, "macs_per_cycle"))
+    instruction = _field(manifest.target, "instruction")
+    hertz = clock_hertz(resolve("native"))
+    return per_cycle * hertz * threads, (
+        f"{per_cycle} MAC/cycle with {instruction} x {hertz / 1e9:.2f} GHz measured x {threads} cores"
+    )
+
+
+def _field(target: Mapping[str, Any], name: str) -> Any:
+    if name not in target:
+        raise ConfigError(f"the bundle's target has no {name}; give the peak: --peak GMACS")
+    return target[name]
+
+
+def _inputs(model: runtime.Model, data: Path | None) -> tuple[Array, ...]:
+    if data is None:
+        return tuple(np.zeros(spec.shape, spec.dtype) for spec in model.inputs)
+    return next(read_samples(data, model.inputs, limit=1).batches())[1]

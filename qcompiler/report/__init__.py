@@ -1,0 +1,20 @@
+"""How results look: tables for people, JSON for programs, progress bars for the patient."""
+
+from qcompiler.report.bars import Progress, progress
+from qcompiler.report.encode import to_json
+from qcompiler.report.tables import facts, show, table
+from qcompiler.report.units import decibels, gmacs, milliseconds, percent, size
+
+__all__ = [
+    "Progress",
+    "decibels",
+    "facts",
+    "gmacs",
+    "milliseconds",
+    "percent",
+    "progress",
+    "show",
+    "size",
+    "table",
+    "to_json",
+]
