@@ -1,0 +1,85 @@
+"""Names of nodes as the user knows them, and the nodes that the user keeps in float."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from qcompiler.config import CompileConfig
+from qcompiler.errors import QuantizationError
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES, Refusal, classify, operator_name
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+@dataclass(frozen=True)
+class FloatOperator:
+    """An operator that stays in float.
+
+    Attributes:
+        operator: name of the operator, such as ``softmax``.
+        place: path of the module that calls it, and file and line if the model carries them.
+        reason: why it is not computed in integers.
+    """
+
+    operator: str
+    place: str
+    reason: str
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module that a node was traced in, such as ``layer1.0.conv1``; may be empty."""
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.values())
+    return str(entries[-1][0]) if entries else ""
+
+
+def place(node: Node) -> str:
+    """Where a node comes from: module path, then ``file:line`` of the user's call if it is known."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    # The innermost frame outside of torch is the user's own line.
+    own = [f for f in frames if "/torch/" not in f[0]]
+    source = "{}:{}".format(*(own or frames)[-1]) if frames else ""
+    parts = [part for part in (module_path(node), source) if part]
+    return ", ".join(parts) or f"node {node.name}"
+
+
+def _names(node: Node) -> set[str]:
+    """Every name of ``keep_float`` that would match a node: operator, class, module and enclosing modules."""
+    kind = classify(node)
+    names = {operator_name(node), *(() if isinstance(kind, Refusal) else (kind,))}
+    path = module_path(node).split(".")
+    names.update(".".join(path[:i]) for i in range(1, len(path) + 1))
+    return names - {""}
+
+
+def kept_float(nodes: Iterable[Node], config: CompileConfig) -> Mapping[Node, str]:
+    """The nodes that the configuration leaves in float, with the reason.
+
+    Raises:
+        QuantizationError: a name in ``keep_float`` matches nothing.
+    """
+    nodes = list(nodes)
+    reasons: dict[Node, str] = {}
+    matmuls = [n for n in nodes if classify(n) in MATMUL_CLASSES]
+    if matmuls and config.skip_first:
+        reasons[matmuls[0]] = "skip_first"
+    if matmuls and config.skip_last:
+        reasons[matmuls[-1]] = "skip_last"
+    known: set[str] = set()
+    for node in nodes:
+        names = _names(node)
+        known |= names
+        if any(name in names for name in config.keep_float):
+            reasons[node] = "keep_float"
+    for name in config.keep_float:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.4) or sorted(known)[:5]
+            raise QuantizationError(
+                f"keep_float: no operator or module of the model is called {name!r}; near: {', '.join(near)}"
+            )
+    return reasons

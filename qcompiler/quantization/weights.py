@@ -1,0 +1,47 @@
+"""The observer of weights: symmetric, one scale an output channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
+
+SMALLEST_SCALE = 2.0**-60
+"""Keeps scales, and products of a weight's and an activation's scale, among the normal float32 numbers."""
+
+BIAS_LIMIT = 2.0**30
+"""Bound of a bias in units of the accumulator: half of the int32 range, the other half is left to the sum."""
+
+
+class PerChannelWeightObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
+    """Scales from each channel's largest magnitude, but large enough for the layer's bias to fit in int32.
+
+    The name holds ``PerChannel``, by which torchao tells that an observer takes ``ch_axis``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.pop("is_dynamic", None)
+        super().__init__(**{"eps": SMALLEST_SCALE, **kwargs})
+        self.register_buffer("floor", torch.tensor([]))
+
+    def fit_bias(self, bias: torch.Tensor, input_scale: float) -> None:
+        """Raise the scales so that ``bias / (input_scale * scale)`` stays within :data:`BIAS_LIMIT`.
+
+        A dead channel of a pruned or batch-normalized layer has weights of next to nothing beside a plain bias;
+        at its own scale the bias would not fit.
+
+        Args:
+            bias: float32, one value an output channel.
+            input_scale: scale of the layer's quantized input.
+        """
+        floor = bias.detach().abs().double() / (input_scale * BIAS_LIMIT)
+        floor = floor.float()
+        self.floor = torch.maximum(self.floor, floor) if self.floor.numel() else floor
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales float32 and zero points int64 (all 0), one an output channel."""
+        scale, zero_point = super().calculate_qparams()
+        if self.floor.numel():
+            scale = torch.maximum(scale, self.floor)
+        return scale, zero_point
