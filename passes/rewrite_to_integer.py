@@ -84,7 +84,8 @@ class _RewriteToInteger(Rewriter):
         return new
 
     def run(self) -> tvm.IRModule:
-        return _Borders(super().run()).run()
+        self.names: dict[str, str] = {}
+        return _Borders(super().run(), self.names).run()
 
     # Roots
 
@@ -143,6 +144,7 @@ class _RewriteToInteger(Rewriter):
         if folded is None:
             return marker
         real = self.emit(self._layer_call(layer, folded, Affine(1.0, 0), _Bounds(0, 255), None, "float32"))
+        self.names[real.name] = layer.name
         # Patterns of later nodes look through the float form.
         self.new[real] = new
         return real
@@ -270,7 +272,9 @@ class _RewriteToInteger(Rewriter):
         if folded is None:
             return None
         call = self._layer_call(layer, folded, out, bounds, residual[0] if residual else None, "uint8")
-        return self.emit(call, layer.name)
+        result = self.emit(call, layer.name)
+        self.names[result.name] = layer.name
+        return result
 
     def _layer_call(
         self, layer: _Layer, folded: Folded, out: Affine, bounds: _Bounds, residual: relax.Expr | None, out_dtype: str
@@ -353,9 +357,17 @@ def _quantize(x: relax.Expr, affine: Affine) -> relax.Expr:
 
 
 class _Borders(Rewriter):
-    """What is left of dequantize nodes: of activations the integer operator, of weights a float constant."""
+    """What is left of dequantize nodes: of activations the integer operator, of weights a float constant.
+
+    Layers get the names of the user's modules, which the float forms had until now.
+    """
+
+    def __init__(self, module: tvm.IRModule, names: dict[str, str]) -> None:
+        super().__init__(module)
+        self.names = names
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        self.name = self.names.get(self.name, self.name)
         if op_name(value) != "relax.dequantize":
             return None
         new = self.replaced(value)

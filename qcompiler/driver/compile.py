@@ -1,0 +1,222 @@
+"""The pipeline: the only file that calls the steps, one after the other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tvm
+import tvm_ffi
+from torch.export import ExportedProgram
+from tvm import relax
+
+import qcompiler.operators  # noqa: F401  registers the integer operators
+from qcompiler._version import __version__
+from qcompiler.config import CompileConfig
+from qcompiler.driver import bundle, disassembly
+from qcompiler.driver.float_operators import float_operators
+from qcompiler.driver.link import link_shared
+from qcompiler.errors import BuildError, CalibrationError, ConfigError, TargetError
+from qcompiler.frontend import capture
+from qcompiler.frontend.importer import import_program
+from qcompiler.passes import pipeline
+from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
+from qcompiler.passes.lower_integer import Layer
+from qcompiler.quantization import calibration as calibrations
+from qcompiler.quantization import quantize
+from qcompiler.reference import storage
+from qcompiler.runtime.manifest import FloatRecord, LayerRecord, Manifest, TargetNeeds, TensorSpec, Versions
+from qcompiler.targets import registry
+from qcompiler.targets.base import Target
+
+REFERENCE_NAME = "reference.json.gz"
+"""File of a bundle that holds the module the reference interprets."""
+
+log = logging.getLogger(__name__)
+
+Model = torch.nn.Module | ExportedProgram | str | Path
+Calibration = str | Path | Iterable[Any] | None
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a compilation made.
+
+    Attributes:
+        bundle: the bundle's folder.
+        manifest: what the bundle says of itself.
+    """
+
+    bundle: Path
+    manifest: Manifest
+
+
+def compile_model(
+    model: Model,
+    config: CompileConfig,
+    *,
+    calibration: Calibration,
+    output: str | Path,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
+) -> CompileResult:
+    """Compiles a model into a bundle.
+
+    Args:
+        model: a module (with ``example_inputs``), an exported program, the path of a ``.pt2`` archive, or
+            ``package.module:function`` that returns a module and its example inputs.
+        config: the options.
+        calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
+            input, or an iterable of batches. Not needed for a model that is quantized already.
+        output: the folder to write; a bundle that is there already is replaced.
+        example_inputs: tensors of the shapes and dtypes that the library is for.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
+    target = registry.resolve(config.target)
+    program = _program(model, example_inputs)
+    quantized, refused = _quantized(program, target, config, calibration)
+    return _build(quantized, refused, target, config, Path(output))
+
+
+def _program(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
+    if isinstance(model, torch.nn.Module):
+        if example_inputs is None:
+            raise ConfigError("a module needs example_inputs: a tuple of tensors of the shapes to compile for")
+        return capture.capture(model, example_inputs)
+    if example_inputs is not None:
+        raise ConfigError("example_inputs go with a module; an exported program has its own")
+    return model if isinstance(model, ExportedProgram) else capture.resolve(str(model))
+
+
+def _quantized(
+    program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
+) -> tuple[ExportedProgram, list[FloatRecord]]:
+    if capture.is_quantized(program):
+        if calibration is not None:
+            log.warning("the model is quantized already; its own scales are kept and calibration data is not used")
+        return program, []
+    if calibration is None:
+        raise CalibrationError(
+            "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"
+        )
+    inputs = capture.user_inputs(program)
+    if isinstance(calibration, str | Path):
+        batches = calibrations.load_npz(calibration, inputs)
+    else:
+        batches = calibrations.from_iterable(calibration, inputs)
+    quantized, floats = quantize(program, target.rules, batches, config)
+    return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+
+
+def _lowerings(target: Target) -> Any:
+    if target.family == "x86":
+        from qcompiler.targets.x86.lowering import LOWERINGS
+
+        return LOWERINGS
+    raise TargetError(f"target {target.name} is of the family {target.family}, which has no kernels yet; allowed: x86")
+
+
+def _build(
+    program: ExportedProgram, refused: list[FloatRecord], target: Target, config: CompileConfig, output: Path
+) -> CompileResult:
+    dump = pipeline.Dump(config.dump_ir)
+    integer = pipeline.to_integer(import_program(program), dump)
+    tvm_target = registry.to_tvm(target, cores=1)
+    physical = pipeline.to_physical(integer.module, target, tvm_target, _lowerings(target), dump)
+    machine = pipeline.to_machine(physical.module, tvm_target, dump)
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        library = Path(folder) / "model.so"
+        _code(machine, tvm_target, library)
+        counts = disassembly.count_instructions(library)
+        manifest = Manifest(
+            inputs=_inputs(program, integer.module),
+            outputs=_outputs(program, integer.module),
+            target=json.loads(json.dumps(asdict(target), default=_jsonable)),
+            versions=Versions(
+                __version__, tvm.__version__, tvm_ffi.__version__, torch.__version__, platform.python_version()
+            ),
+            layers=tuple(_record(layer, counts) for layer in physical.layers),
+            float_operators=float_operators(integer.module, integer.notes, refused),
+            alternatives=tuple(
+                TargetNeeds(t.name, t.required_features) for t in registry.known() if t.family == target.family
+            ),
+        )
+        extra: dict[str, Path | bytes] = {}
+        if config.embed_reference:
+            reference = Path(folder) / REFERENCE_NAME
+            storage.save(integer.module, reference)
+            extra[REFERENCE_NAME] = reference
+        written = bundle.write(output, library, manifest, extra)
+    for record in manifest.float_operators:
+        log.info("%s at %s stays in float: %s", record.operator, record.place, record.reason)
+    return CompileResult(written, bundle_manifest(written))
+
+
+def bundle_manifest(path: Path) -> Manifest:
+    """The manifest of a bundle that was just written, hashes included."""
+    from qcompiler.runtime.bundle import read_manifest
+
+    return read_manifest(path)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _code(module: tvm.IRModule, tvm_target: tvm.target.Target, library: Path) -> None:
+    try:
+        executable = relax.build(module, tvm_target, relax_pipeline=None)
+        executable.export_library(str(library), fcompile=link_shared)
+    except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises
+        fault = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise BuildError(f"code generation failed: {fault}; report this as a bug") from error
+
+
+def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
+    """A layer's certificate: its accumulator's bound, and its instruction counted in the library."""
+    count = counts.get(layer.kernel, {}).get(layer.instruction, 0) if layer.instruction else 0
+    if layer.instruction and not count:
+        raise BuildError(
+            f"layer {layer.name} was to use {layer.instruction}, and its kernel {layer.kernel} has none; "
+            "report this as a bug"
+        )
+    return LayerRecord(
+        name=layer.name, operator=layer.operator, dtype=layer.dtype, output_shape=layer.shape, macs=layer.macs,
+        accumulator_bound=layer.accumulator_bound, instruction=layer.instruction, instruction_count=count,
+        reason=layer.reason, function=layer.kernel,
+    )  # fmt: skip
+
+
+def _inputs(program: ExportedProgram, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
+    """The inputs by the user's names; an input that is quantized at once tells its scale and zero point."""
+    specs = []
+    for info, param in zip(capture.user_inputs(program), module[MAIN].params, strict=True):
+        scale = zero_point = None
+        for binding in bindings(module):
+            if op_name(binding.value) == "qc.quantize" and binding.value.args[0].same_as(param):
+                scale = 1.0 / float(binding.value.attrs["inv_scale"])
+                zero_point = int(binding.value.attrs["zero_point"])
+        specs.append(TensorSpec(info.name, dims(param), dtype(param), scale, zero_point))
+    return tuple(specs)
+
+
+def _outputs(program: ExportedProgram, module: tvm.IRModule) -> tuple[TensorSpec, ...]:
+    types = module[MAIN].ret_ty
+    fields = types.fields if isinstance(types, relax.TupleType) else [types]
+    names = [info.name for info in capture.user_outputs(program)]
+    if len(names) != len(fields):
+        names = [f"output_{k}" for k in range(len(fields))]
+    return tuple(
+        TensorSpec(name, tuple(int(d) for d in field.shape), str(field.dtype))
+        for name, field in zip(names, fields, strict=True)
+    )

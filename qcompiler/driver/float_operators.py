@@ -1,0 +1,52 @@
+"""Which operators of a folded module stayed in float, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import tvm
+from tvm import relax
+
+from qcompiler.operators import INTEGER_OPERATORS
+from qcompiler.passes.graph import bindings, dtype, is_tensor, op_name
+from qcompiler.runtime.manifest import FloatRecord
+
+_MOVEMENT = frozenset({"relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten"})
+"""Operators that compute nothing, whatever the dtype."""
+
+
+def float_operators(
+    module: tvm.IRModule, notes: Mapping[str, str], refused: Sequence[FloatRecord]
+) -> tuple[FloatRecord, ...]:
+    """The float operators of ``main`` in order.
+
+    Args:
+        module: Relax module after the phase *integer*.
+        notes: reasons that the passes noted, by variable.
+        refused: operators that quantization left in float, with its reasons; they explain those of the module that
+            they became, by operator and place.
+    """
+    records = []
+    for binding in bindings(module):
+        name = op_name(binding.value)
+        if not name or name in INTEGER_OPERATORS or not is_tensor(binding.var):
+            continue
+        if name in _MOVEMENT or "float" not in dtype(binding.var):
+            continue
+        operator = name.removeprefix("relax.").removeprefix("nn.")
+        place = binding.var.name
+        records.append(FloatRecord(operator, place, notes.get(place) or _reason(operator, place, refused, binding)))
+    return tuple(records)
+
+
+def _reason(operator: str, place: str, refused: Sequence[FloatRecord], binding: relax.VarBinding) -> str:
+    for record in refused:
+        readable = record.place.replace(".", "_")
+        if place == readable or place.startswith(f"{readable}_") or place.rstrip("0123456789_") == readable:
+            return record.reason
+    for record in refused:
+        if record.operator.rstrip("_") == operator:
+            return record.reason
+    if any(dtype(a) == "uint8" for a in binding.value.args if isinstance(a, relax.Var) and is_tensor(a)):
+        return "no integer form on its quantized input"
+    return "it works on tensors that are not quantized"
