@@ -1,7 +1,7 @@
 """Which class of integer kernel, if any, a node of an exported graph belongs to.
 
-The classes are those of :class:`qcompiler.targets.base.QuantizationRules`. Only functional operators occur: the
-program was functionalized before.
+The classes are those of :class:`qcompiler.targets.base.QuantizationRules`. Only functional operators occur:
+the program was functionalized before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch
 from torch.fx import Node
 
 aten = torch.ops.aten
+
+ORIGIN = "qcompiler_origin"
+"""Key of ``Node.meta``: name of the operator that a node was rewritten from."""
 
 MATMUL_CLASSES = frozenset({"conv2d", "linear"})
 SHARING_CLASSES = frozenset({"max_pool2d", "data_movement"})
@@ -106,9 +109,10 @@ class Refusal:
 
 def operator_name(node: Node) -> str:
     """The operator without namespace, overload and in-place underscore: ``conv2d``, ``relu``, ``softmax``."""
+    if ORIGIN in node.meta:
+        return str(node.meta[ORIGIN])
     if isinstance(node.target, torch._ops.OpOverload):
-        name = node.target._schema.name.split("::")[-1]
-        return name if name.startswith("_") else name.rstrip("_")
+        return node.target._schema.name.split("::")[-1].strip("_")
     return str(getattr(node.target, "__name__", node.target))
 
 
@@ -136,19 +140,34 @@ def is_float32(node: Node) -> bool:
     return all(isinstance(v, torch.Tensor) and v.dtype == torch.float32 for v in values)
 
 
+def computes_float(node: Node) -> bool:
+    """Whether a node takes or gives a floating-point tensor; to take one out of a tuple is no operator."""
+    if node.target is operator.getitem:
+        return False
+    values = [n.meta.get("val") for n in (node, *tensor_inputs(node))]
+    tensors = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,))]
+    return any(isinstance(t, torch.Tensor) and t.dtype.is_floating_point for t in tensors)
+
+
+def _arguments(node: Node, *defaults: object) -> tuple[object, ...]:
+    """The positional arguments after the tensor, completed by the schema's defaults."""
+    given = node.args[1:]
+    return (*given, *defaults[len(given) :])
+
+
 def is_clamp(node: Node) -> bool:
     """Whether a node is a clamp around zero (relu, relu6, hardtanh ...), which an integer epilogue does."""
-    target, rest = node.target, node.args[1:]
+    target = node.target
     if target in (aten.relu.default, aten.relu6.default):
         return True
     if target is aten.hardtanh.default:
-        low, high = (*rest, *(-1.0, 1.0)[len(rest) :])
+        low, high = _arguments(node, -1.0, 1.0)
     elif target is aten.clamp.default:
-        low, high = (*rest, *(None, None)[len(rest) :])
+        low, high = _arguments(node, None, None)
     elif target is aten.clamp_min.default:
-        low, high = rest[0], None
+        low, high = node.args[1], None
     elif target is aten.clamp_max.default:
-        low, high = None, rest[0]
+        low, high = None, node.args[1]
     else:
         return False
     return (low is None or (isinstance(low, (int, float)) and low <= 0)) and (
@@ -180,7 +199,7 @@ def is_plain_sum(node: Node) -> bool:
     return (
         node.target is aten.add.Tensor
         and all(isinstance(a, Node) for a in node.args[:2])
-        and node.kwargs.get("alpha", 1) == 1
+        and node.kwargs.get("alpha", 1) in (1, 1.0)
     )
 
 
@@ -220,7 +239,7 @@ def _adaptive(node: Node) -> str | Refusal:
 
 def _mean(node: Node) -> str | Refusal:
     rank, dims = len(shape_of(tensor_inputs(node)[0])), node.args[1]
-    spatial = isinstance(dims, (list, tuple)) and sorted(int(d) % rank for d in dims) == [2, 3]
+    spatial = isinstance(dims, (list, tuple)) and {d % rank for d in dims if isinstance(d, int)} == {2, 3}
     if rank == 4 and spatial:
         return "avg_pool2d"
     return Refusal(f"only means over both spatial dimensions have an integer kernel, not over {dims}")

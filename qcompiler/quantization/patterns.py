@@ -1,7 +1,7 @@
 """Groups of nodes that one integer kernel computes, with a quantized tensor only at the group's borders.
 
-- ``conv2d`` or ``linear``, then the sum with another tensor of the same shape, then a clamp around zero (relu,
-  relu6, hardtanh ...); sum and clamp are optional. Batch norms are part of the weights already.
+- ``conv2d`` or ``linear``, then the sum with another tensor of the same shape, then a clamp around zero
+  (relu, relu6, hardtanh ...); sum and clamp are optional. Batch norms are part of the weights already.
 - ``add`` of two tensors, then a clamp.
 - a connected region of elementwise operators computed from one tensor.
 - any other operator with an integer kernel, alone.
@@ -66,10 +66,12 @@ class _Finder:
     def find(self) -> list[Unit]:
         self._matmuls()
         if "elementwise" in self.rules.operators:
-            self._regions()
+            self._sums()
+            for region in find_regions(self._elementwise()):
+                self._take("elementwise", region.nodes)
         for node, kind in self.kinds.items():
             if node not in self.taken:
-                self._take(kind, self._with_clamp([node]) if kind == "add" else [node])
+                self._take(kind, [node])
         return self.units
 
     def _take(self, kind: str, nodes: Sequence[Node]) -> None:
@@ -94,8 +96,8 @@ class _Finder:
 
     def _matmuls(self) -> None:
         matmuls = [n for n, kind in self.kinds.items() if kind in MATMUL_CLASSES]
-        # Of two convolutions that meet in one sum, the later one takes it into its epilogue: when it runs, the
-        # other addend exists already.
+        # Of two convolutions that meet in one sum, the later one takes it into its epilogue: when it runs,
+        # the other addend exists already.
         for node in reversed(matmuls):
             nodes = [node]
             user = self._only_user(node)
@@ -105,26 +107,22 @@ class _Finder:
                     nodes.append(user)
             self._take(self.kinds[node], self._with_clamp(nodes))
 
-    def _regions(self) -> None:
-        # A difference of two tensors has no kernel of its own, but is elementwise if both come from one tensor.
-        free = [
+    def _elementwise(self) -> list[Node]:
+        """Free nodes that may be part of a region; ``x - y`` may, though it has no kernel of its own."""
+        return [
             n
             for n in self.nodes
             if n not in self.taken
             and n not in self.kept
             and (self.kinds.get(n) == "elementwise" or (is_binary_elementwise(n) and is_float32(n)))
         ]
-        # A clamp behind a sum of two tensors belongs to the sum's kernel.
-        after_sum = {
-            clamped[-1]
-            for n in free
-            if self.kinds.get(n) == "add" and len(clamped := self._with_clamp([n])) > 1
-        }
-        roots = {n for region in find_regions(free) for n in region.nodes}
-        sums = {n for n in free if self.kinds.get(n) == "add" and n not in roots}
-        after_sum = {n for n in after_sum if tensor_inputs(n)[0] in sums}
-        for region in find_regions([n for n in free if n not in after_sum]):
-            self._take("elementwise", region.nodes)
+
+    def _sums(self) -> None:
+        """Sums of different tensors, with the clamps that would otherwise begin a region."""
+        in_regions = {n for region in find_regions(self._elementwise()) for n in region.nodes}
+        for node, kind in self.kinds.items():
+            if kind == "add" and node not in self.taken and node not in in_regions:
+                self._take("add", self._with_clamp([node]))
 
 
 def find_units(nodes: Sequence[Node], kept: Mapping[Node, str], rules: QuantizationRules) -> list[Unit]:

@@ -11,9 +11,11 @@ from torch.fx import Node
 
 from qcompiler.config import CompileConfig
 from qcompiler.errors import QuantizationError
-from qcompiler.quantization.operator_classes import MATMUL_CLASSES, Refusal, classify, operator_name
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES, ORIGIN, Refusal, classify, operator_name
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+_INSIDE_TORCH = re.compile(r"[/\\\\]torch[/\\\\](nn|_\w+)[/\\\\]")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def place(node: Node) -> str:
     """Where a node comes from: module path, then ``file:line`` of the user's call if it is known."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     # The innermost frame outside of torch is the user's own line.
-    own = [f for f in frames if "/torch/" not in f[0]]
+    own = [f for f in frames if not _INSIDE_TORCH.search(f[0])]
     source = "{}:{}".format(*(own or frames)[-1]) if frames else ""
     parts = [part for part in (module_path(node), source) if part]
     return ", ".join(parts) or f"node {node.name}"
@@ -51,7 +53,9 @@ def place(node: Node) -> str:
 def _names(node: Node) -> set[str]:
     """Every name of ``keep_float`` that would match a node: operator, class, module and enclosing modules."""
     kind = classify(node)
-    names = {operator_name(node), *(() if isinstance(kind, Refusal) else (kind,))}
+    names = {operator_name(node)}
+    if not isinstance(kind, Refusal) and ORIGIN not in node.meta:
+        names.add(kind)
     path = module_path(node).split(".")
     names.update(".".join(path[:i]) for i in range(1, len(path) + 1))
     return names - {""}
@@ -65,7 +69,7 @@ def kept_float(nodes: Iterable[Node], config: CompileConfig) -> Mapping[Node, st
     """
     nodes = list(nodes)
     reasons: dict[Node, str] = {}
-    matmuls = [n for n in nodes if classify(n) in MATMUL_CLASSES]
+    matmuls = [n for n in nodes if classify(n) in MATMUL_CLASSES and ORIGIN not in n.meta]
     if matmuls and config.skip_first:
         reasons[matmuls[0]] = "skip_first"
     if matmuls and config.skip_last:

@@ -7,169 +7,18 @@ from collections.abc import Iterable
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.observer import MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import (
-    QuantizationAnnotation,
-    QuantizationSpec,
-    QuantizationSpecBase,
-    Quantizer,
-    SharedQuantizationSpec,
-)
 
 from qcompiler.config import CompileConfig
-from qcompiler.errors import CalibrationError, QuantizationError
-from qcompiler.quantization.operator_classes import (
-    MATMUL_CLASSES,
-    SHARING_CLASSES,
-    is_float32,
-    operator_name,
-    tensor_inputs,
-)
-from qcompiler.quantization.patterns import Unit, find_units
-from qcompiler.quantization.places import FloatOperator, kept_float, place
-from qcompiler.quantization.selection import Selection, float_reason, select
+from qcompiler.errors import CalibrationError
+from qcompiler.quantization.annotate import TargetQuantizer
+from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES
+from qcompiler.quantization.places import FloatOperator, place
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
 
-_ANNOTATION = "quantization_annotation"
-
-
-def activation_observer(config: CompileConfig) -> type[MinMaxObserver]:
-    return MinMaxObserver
-
-
-def _first_of_group(groups: dict[Node, Node], node: Node) -> Node:
-    while groups[node] is not node:
-        node = groups[node]
-    return node
-
-
-def _concat_groups(selection: Selection, order: dict[Node, int]) -> dict[Node, Node]:
-    """For each output that shares its scale with a concatenation: the first output of the group.
-
-    A result that goes into one concatenation only is quantized with the concatenation's scale at once: it will be
-    rounded to that scale anyway, and rounding it once is better than twice. A result with further users keeps its
-    own scale, and the concatenation rescales it; were it to share, a chain of concatenations (DenseNet) would end
-    up with one scale for a whole stage, the coarsest.
-    """
-    by_output = {u.output: u for u in selection.units}
-    groups: dict[Node, Node] = {}
-    for unit in selection.units:
-        if unit.kind != "concat":
-            continue
-        for source, _ in unit.inputs:
-            producer = by_output.get(source)
-            if producer is None or producer.kind in SHARING_CLASSES or len(source.users) != 1:
-                continue
-            for node in (source, unit.output):
-                groups.setdefault(node, node)
-            first, second = sorted(
-                (_first_of_group(groups, source), _first_of_group(groups, unit.output)), key=order.__getitem__
-            )
-            groups[second] = first
-    return {node: _first_of_group(groups, node) for node in groups}
-
-
-class TargetQuantizer(Quantizer):  # type: ignore[misc]
-    """Annotates a graph by a target's rules.
-
-    Attributes:
-        float_operators: after ``annotate``, the operators left in float.
-        selection: after ``annotate``, the units computed in integers.
-    """
-
-    def __init__(self, rules: QuantizationRules, config: CompileConfig) -> None:
-        super().__init__()
-        self.rules = rules
-        self.config = config
-        self.float_operators: list[FloatOperator] = []
-        self.selection = Selection((), frozenset())
-        self._activation = self._activation_spec(activation_observer(config))
-        self._constant = self._activation_spec(MinMaxObserver)
-        self._weight = QuantizationSpec(
-            dtype=torch.int8,
-            observer_or_fake_quant_ctr=PerChannelWeightObserver,
-            quant_min=rules.weight_range[0],
-            quant_max=rules.weight_range[1],
-            qscheme=torch.per_channel_symmetric,
-            ch_axis=0,
-        )
-
-    def _activation_spec(self, observer: type[MinMaxObserver]) -> QuantizationSpec:
-        return QuantizationSpec(
-            dtype=torch.uint8,
-            observer_or_fake_quant_ctr=observer,
-            quant_min=self.rules.activation_range[0],
-            quant_max=self.rules.activation_range[1],
-            qscheme=torch.per_tensor_affine,
-        )
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        nodes = [n for n in model.graph.nodes if n.op == "call_function"]
-        order = {node: i for i, node in enumerate(model.graph.nodes)}
-        kept = kept_float(nodes, self.config)
-        self.selection = select(find_units(nodes, kept, self.rules))
-        groups = _concat_groups(self.selection, order)
-        for unit in self.selection.units:
-            self._annotate(unit, groups)
-        inside = {n for u in self.selection.units for n in u.nodes}
-        self.float_operators = [
-            FloatOperator(operator_name(n), place(n), float_reason(n, kept, self.rules))
-            for n in nodes
-            if n not in inside and is_float32(n)
-        ]
-        return model
-
-    def _annotate(self, unit: Unit, groups: dict[Node, Node]) -> None:
-        annotations = {node: QuantizationAnnotation(_annotated=True) for node in unit.nodes}
-        for source, consumer in unit.inputs:
-            if not isinstance(source.meta.get("val"), torch.Tensor):
-                continue  # an element of a split, which the split's own input stands for
-            spec = self._constant if source.op == "get_attr" else self._activation
-            annotations[consumer].input_qspec_map[source] = spec
-        if unit.kind in MATMUL_CLASSES:
-            weight = unit.nodes[0].args[1]
-            annotations[unit.nodes[0]].input_qspec_map[weight] = self._weight
-        annotations[unit.output].output_qspec = self._output_spec(unit, groups)
-        for node, annotation in annotations.items():
-            node.meta[_ANNOTATION] = annotation
-
-    def _output_spec(self, unit: Unit, groups: dict[Node, Node]) -> QuantizationSpecBase | None:
-        if unit.output in self.selection.float_output or not isinstance(
-            unit.output.meta["val"], torch.Tensor
-        ):
-            return None
-        if unit.kind in SHARING_CLASSES:
-            source, consumer = unit.inputs[0]
-            while not isinstance(source.meta["val"], torch.Tensor):  # getitem of a split
-                source, consumer = tensor_inputs(source)[0], source
-            return SharedQuantizationSpec((source, consumer))
-        first = groups.get(unit.output, unit.output)
-        return self._activation if first is unit.output else SharedQuantizationSpec(first)
-
-    def validate(self, model: GraphModule) -> None:
-        """Nothing is left to check: only what the rules allow was annotated."""
-
-
-def _fit_biases(model: GraphModule, quantizer: TargetQuantizer) -> None:
-    """Give each weight observer the biases that must fit its accumulators."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    outputs = {u.nodes[0].name for u in quantizer.selection.units if u.kind in MATMUL_CLASSES}
-    for node in model.graph.nodes:
-        if node.name not in outputs or len(node.args) < 3 or node.args[2] is None:
-            continue
-        source, weight, bias = node.args[:3]
-        scale, _ = modules[source.target].calculate_qparams()
-        modules[weight.target].fit_bias(_attribute(model, bias.target), float(scale))
-
-
-def _attribute(model: GraphModule, path: str) -> torch.Tensor:
-    value: object = model
-    for name in path.split("."):
-        value = getattr(value, name)
-    assert isinstance(value, torch.Tensor)
-    return value
+_PLACE_KEYS = ("nn_module_stack", "stack_trace")
 
 
 def quantize(
@@ -181,29 +30,104 @@ def quantize(
     """Quantize a float program with ranges found in calibration data.
 
     Args:
-        ep: the float program, of float32 weights.
+        ep: the float program, of float32 weights, exported for inference.
         rules: what the target's integer kernels accept.
-        batches: calibration inputs, each a tuple with a tensor a model input, in the program's shapes and dtypes.
-        config: observer, and what stays in float.
+        batches: calibration inputs, each a tuple with a tensor a model input, of the program's shapes and
+            dtypes.
+        config: the observer, and what stays in float.
 
     Returns:
-        The program in PT2E form: int8 weights as constants, ``quantized_decomposed`` quantize and dequantize
-        operators around what integer kernels compute; and the operators left in float.
+        The program in PT2E form, with functional operators only: int8 weights as constants, and
+        ``quantized_decomposed`` quantize and dequantize operators around what integer kernels compute. And
+        the operators left in float, in the program's order.
 
     Raises:
-        QuantizationError: ``keep_float`` names what does not exist.
-        CalibrationError: no batch, or a tensor that is not finite.
+        QuantizationError: ``keep_float`` names what the model does not have.
+        CalibrationError: there is no batch, or a tensor is not finite.
     """
+    # Without in-place operators a tensor has one value, and one range.
     model = ep.run_decompositions({}).module(check_guards=False)
+    assert isinstance(model, GraphModule)
+    examples = tuple(
+        torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype)
+        for n in model.graph.nodes
+        if n.op == "placeholder"
+    )
+    if "conv2d" in rules.operators:
+        rewrite_batch_norms(model)
     quantizer = TargetQuantizer(rules, config)
     prepared = prepare_pt2e(model, quantizer)
-    example: tuple[torch.Tensor, ...] | None = None
     with torch.no_grad():
-        for batch in batches:
-            example = example or batch
-            prepared(*batch)
-        if example is None:
-            raise CalibrationError("the calibration data is empty; give at least one batch")
+        _calibrate(prepared, batches)
+        _check_ranges(prepared)
         _fit_biases(prepared, quantizer)
         converted = convert_pt2e(prepared, fold_quantize=True)
-        return torch.export.export(converted, example), quantizer.float_operators
+        _drop_unused(converted)
+        quantized = torch.export.export(converted, examples)
+    _copy_places(converted, quantized)
+    return quantized, quantizer.float_operators
+
+
+def _calibrate(prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]]) -> None:
+    count = 0
+    for count, batch in enumerate(batches, start=1):  # noqa: B007
+        prepared(*batch)
+    if not count:
+        raise CalibrationError("the calibration data is empty; give at least one batch")
+
+
+def _check_ranges(prepared: GraphModule) -> None:
+    """Every scale must be a positive normal number; NaN and infinities of the data end up in them."""
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for node in prepared.graph.nodes:
+        if node.op != "call_module":
+            continue
+        scale, _ = modules[node.target].calculate_qparams()
+        smallest = torch.finfo(torch.float32).tiny
+        if not bool((torch.isfinite(scale) & (scale >= smallest)).all()):
+            source = node.args[0]
+            raise CalibrationError(
+                f"{source.name} ({place(source)}) takes values that are not finite, or beyond float32, on "
+                "the calibration data; check the data and the model's weights for NaN and infinities"
+            )
+
+
+def _fit_biases(prepared: GraphModule, quantizer: TargetQuantizer) -> None:
+    """Make each layer's weight scales large enough for its bias."""
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for unit in quantizer.selection.units:
+        if unit.kind not in MATMUL_CLASSES:
+            continue
+        source, weight, bias = (*unit.nodes[0].args[:3], None)[:3]
+        if bias is None:
+            continue
+        # Both operands come out of observers now, the bias out of the module.
+        assert isinstance(source, Node)
+        assert isinstance(weight, Node)
+        assert isinstance(bias, Node)
+        observer = modules[str(weight.target)]
+        assert isinstance(observer, PerChannelWeightObserver), unit
+        scale, _ = modules[str(source.target)].calculate_qparams()
+        observer.fit_bias(attribute(prepared, str(bias.target)), float(scale))
+
+
+def _drop_unused(model: GraphModule) -> None:
+    """Remove the float weights that no node reads any more."""
+    used = {n.target for n in model.graph.nodes if n.op == "get_attr"}
+    tensors = [n for n, _ in (*model.named_parameters(), *model.named_buffers()) if n not in used]
+    for path in tensors:
+        owner, _, name = path.rpartition(".")
+        delattr(model.get_submodule(owner), name)
+
+
+def _copy_places(converted: GraphModule, quantized: ExportedProgram) -> None:
+    """Give the nodes of a re-exported program the module paths and source lines that they came with."""
+    old = [n for n in converted.graph.nodes if n.op == "call_function"]
+    new = [n for n in quantized.graph.nodes if n.op == "call_function"]
+    assert [n.target for n in old] == [n.target for n in new], "the export changed the operators"
+    for before, after in zip(old, new, strict=True):
+        for key in _PLACE_KEYS:
+            if key in before.meta:
+                after.meta[key] = before.meta[key]
+            else:
+                after.meta.pop(key, None)

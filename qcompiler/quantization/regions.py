@@ -1,7 +1,8 @@
 """Connected subgraphs of elementwise operators that are one function of one tensor.
 
-A hard-swish may be written ``x * relu6(x + 3) / 6``. Each element of the result depends on one element of ``x``
-alone, so the whole is one table of 256 entries; quantizing what lies between would only add rounding errors.
+A hard-swish may be written ``x * relu6(x + 3) / 6``. Each element of the result depends on one element of
+``x`` alone, so the whole is one table of 256 entries; quantizing what lies between would only add rounding
+errors.
 """
 
 from __future__ import annotations

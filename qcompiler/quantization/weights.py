@@ -22,14 +22,15 @@ class PerChannelWeightObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.pop("is_dynamic", None)
+        self.floor: torch.Tensor
         super().__init__(**{"eps": SMALLEST_SCALE, **kwargs})
         self.register_buffer("floor", torch.tensor([]))
 
     def fit_bias(self, bias: torch.Tensor, input_scale: float) -> None:
         """Raise the scales so that ``bias / (input_scale * scale)`` stays within :data:`BIAS_LIMIT`.
 
-        A dead channel of a pruned or batch-normalized layer has weights of next to nothing beside a plain bias;
-        at its own scale the bias would not fit.
+        A dead channel of a pruned or batch-normalized layer has weights of next to nothing beside a plain
+        bias; at its own scale the bias would not fit.
 
         Args:
             bias: float32, one value an output channel.
