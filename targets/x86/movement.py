@@ -38,6 +38,4 @@ def concat_last(shapes: Sequence[Sequence[int]], vector: int) -> tirx.PrimFunc:
         outermost = next((j for j, extent in enumerate(outer) if extent > 1), 0)
         kind = tirx.ForKind.PARALLEL if parallel and k == outermost else tirx.ForKind.SERIAL
         body = tirx.For(index[k], 0, outer[k], kind, body)
-    handles = [tirx.Var(f"p{k}", "handle") for k in range(len(inputs) + 1)]
-    buffers = dict(zip(handles, [*inputs, output], strict=True))
-    return mark_scheduled(tirx.PrimFunc(handles, body, None, buffers).with_attr("tirx.noalias", True))
+    return mark_scheduled(tirx.PrimFunc([*inputs, output], body).with_attr("tirx.noalias", True))
