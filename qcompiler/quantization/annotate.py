@@ -20,6 +20,7 @@ from qcompiler.config import CompileConfig
 from qcompiler.quantization.operator_classes import (
     MATMUL_CLASSES,
     SHARING_CLASSES,
+    classify,
     computes_float,
     operator_name,
     tensor_inputs,
@@ -73,7 +74,8 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates a graph by a target's rules.
 
     Attributes:
-        float_operators: after ``annotate``, the operators left in float.
+        float_operators: after ``annotate``, the operators left in float, in the graph's order. What merely
+            moves a tensor between them is not named.
         selection: after ``annotate``, the units computed in integers.
     """
 
@@ -115,9 +117,13 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         self.float_operators = [
             FloatOperator(operator_name(n), place(n), float_reason(n, kept, self.rules))
             for n in nodes
-            if n not in inside and computes_float(n)
+            if n not in inside and computes_float(n) and (n in kept or not self._follows(n))
         ]
         return model
+
+    def _follows(self, node: Node) -> bool:
+        """Whether a node only moves what it is given, and would move integers as well."""
+        return classify(node) == "data_movement" and "data_movement" in self.rules.operators
 
     def _annotate(self, unit: Unit, groups: dict[Node, Node]) -> None:
         annotations = {node: QuantizationAnnotation(_annotated=True) for node in unit.nodes}

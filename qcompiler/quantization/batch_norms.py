@@ -48,6 +48,7 @@ def rewrite_batch_norms(model: GraphModule) -> None:
     for node in list(model.graph.nodes):
         if node.target is not aten._native_batch_norm_legit_no_training.default:
             continue
+        node.meta[ORIGIN] = "batch_norm"
         source, *parameters = node.args[:5]
         if source not in inside or _folds(source) or len(shape_of(source)) != 4:
             continue

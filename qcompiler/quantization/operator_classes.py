@@ -95,7 +95,6 @@ _MOVEMENT = frozenset(
         aten.upsample_nearest2d.default,
         aten.upsample_nearest2d.vec,
         aten.view.default,
-        operator.getitem,
     }
 )
 
@@ -259,6 +258,13 @@ def _pad(node: Node) -> str | Refusal:
     return "data_movement" if fill in (None, 0) else Refusal(f"it pads with {fill}, not with 0")
 
 
+def _element(node: Node) -> str | Refusal:
+    source = tensor_inputs(node)[0]
+    if source.target in _MOVEMENT:
+        return "data_movement"
+    return Refusal(f"{operator_name(source)} has no integer kernel")
+
+
 _CHECKS: dict[object, Callable[[Node], str | Refusal]] = {
     aten.conv2d.default: _matmul("conv2d", 4),
     aten.conv2d.padding: _matmul("conv2d", 4),
@@ -270,6 +276,7 @@ _CHECKS: dict[object, Callable[[Node], str | Refusal]] = {
     aten.avg_pool2d.default: _pool("avg_pool2d"),
     aten.adaptive_avg_pool2d.default: _adaptive,
     aten.mean.dim: _mean,
+    operator.getitem: _element,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
 }

@@ -13,7 +13,7 @@ from qcompiler.config import CompileConfig
 from qcompiler.errors import CalibrationError
 from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
-from qcompiler.quantization.operator_classes import MATMUL_CLASSES
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES, aten
 from qcompiler.quantization.places import FloatOperator, place
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
@@ -53,6 +53,7 @@ def quantize(
         for n in model.graph.nodes
         if n.op == "placeholder"
     )
+    _drop_copies(model)
     if "conv2d" in rules.operators:
         rewrite_batch_norms(model)
     quantizer = TargetQuantizer(rules, config)
@@ -122,12 +123,23 @@ def _drop_unused(model: GraphModule) -> None:
 
 def _copy_places(converted: GraphModule, quantized: ExportedProgram) -> None:
     """Give the nodes of a re-exported program the module paths and source lines that they came with."""
-    old = [n for n in converted.graph.nodes if n.op == "call_function"]
-    new = [n for n in quantized.graph.nodes if n.op == "call_function"]
-    assert [n.target for n in old] == [n.target for n in new], "the export changed the operators"
-    for before, after in zip(old, new, strict=True):
+    originals = {n.name: n for n in converted.graph.nodes}
+    for node in quantized.graph.nodes:
+        sources = node.meta.get("from_node") or ()
+        original = originals.get(sources[0].name) if sources else None
+        if node.op != "call_function" or original is None:
+            continue
         for key in _PLACE_KEYS:
-            if key in before.meta:
-                after.meta[key] = before.meta[key]
-            else:
-                after.meta.pop(key, None)
+            node.meta.pop(key, None)
+            if key in original.meta:
+                node.meta[key] = original.meta[key]
+
+
+def _drop_copies(model: GraphModule) -> None:
+    """Remove the copies that a dropout leaves in a program without in-place operators."""
+    for node in list(model.graph.nodes):
+        plain = node.target is aten.clone.default and not node.kwargs
+        if plain or node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
+            node.replace_all_uses_with(node.args[0])
+    model.graph.eliminate_dead_code()
+    model.recompile()

@@ -99,6 +99,6 @@ def float_reason(node: Node, kept: Mapping[Node, str], rules: QuantizationRules)
     if kind not in rules.operators:
         return f"the target has no integer kernel of class {kind}"
     if kind in SHARING_CLASSES:
-        return "it moves a float tensor"
+        return "its input and its output are float"
     sources = ", ".join(n.name for n in tensor_inputs(node))
     return f"its inputs are float ({sources}); quantizing them for this alone would only lose accuracy"
