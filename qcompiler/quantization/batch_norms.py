@@ -1,20 +1,34 @@
-"""Batch norms that no convolution before them can take into its weights.
+"""Batch norms become part of the layer before them, or depthwise convolutions.
 
-torchao folds a batch norm into the convolution or linear layer that it follows. Where it follows something
-else (a concatenation in DenseNet, a sum in pre-activation ResNets), or a convolution whose result has further
-users, it is itself a depthwise convolution of one tap, ``y[c] = w[c] * x[c] + b[c]``, for which there is an
-integer kernel: with one scale a channel, its 8-bit weights are exact.
+A batch norm at inference is ``y[c] = scale[c] * x[c] + shift[c]``. Behind a convolution or linear layer, that
+goes into the layer's weights and bias. torchao folds such pairs too, but loses the bias of a layer that is
+called twice, and changes what other users of a layer's result see; so nothing is left for it to fold.
+
+Where a batch norm follows something else (a concatenation in DenseNet, a sum in pre-activation ResNets), or a
+convolution whose result has further users, it is itself a depthwise convolution of one tap, for which there
+is an integer kernel: with one scale a channel, its 8-bit weights are exact.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
 
 from qcompiler.quantization.operator_classes import ORIGIN, aten, shape_of
 
-_CONVOLUTIONS = frozenset({aten.conv2d.default, aten.conv2d.padding})
-_MATMULS = _CONVOLUTIONS | {aten.linear.default}
+_CONVOLUTIONS = frozenset(
+    {
+        aten.conv1d.default,
+        aten.conv1d.padding,
+        aten.conv2d.default,
+        aten.conv2d.padding,
+        aten.conv3d.default,
+        aten.conv3d.padding,
+    }
+)
+_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
 def attribute(model: GraphModule, path: str) -> torch.Tensor:
@@ -26,64 +40,129 @@ def attribute(model: GraphModule, path: str) -> torch.Tensor:
     return value
 
 
-def _after_matmul(nodes: list[Node]) -> set[Node]:
-    """Nodes that depend on a convolution or linear layer."""
-    found: set[Node] = set()
-    for node in nodes:
-        if node.target in _MATMULS or any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found
+def rewrite_batch_norms(model: GraphModule, depthwise: bool) -> None:
+    """Fold batch norms into the layers before them, and replace others, in place.
 
+    A batch norm over other than four dimensions that cannot be folded stays as it is, and so does one of the
+    model's own input, which would be quantized before and after.
 
-def _folds(source: Node) -> bool:
-    return source.target in _MATMULS and len(source.users) == 1
-
-
-def rewrite_batch_norms(model: GraphModule) -> None:
-    """Replace batch norms over four dimensions that cannot be folded by depthwise convolutions, in place.
-
-    A batch norm of the model's own input is left alone: it would be quantized before and after.
+    Args:
+        model: a graph of functional operators.
+        depthwise: whether what cannot be folded may become a depthwise convolution.
     """
-    inside = _after_matmul(list(model.graph.nodes))
+    rewriter = _Rewriter(model)
     for node in list(model.graph.nodes):
-        if node.target is not aten._native_batch_norm_legit_no_training.default:
-            continue
-        node.meta[ORIGIN] = "batch_norm"
-        source, *parameters = node.args[:5]
-        if source not in inside or _folds(source) or len(shape_of(source)) != 4:
-            continue
-        if any(user.args[1] != 0 for user in node.users) or not all(
-            p is None or p.op == "get_attr" for p in parameters
-        ):
-            continue
-        gamma, beta, mean, variance = (
-            None if p is None else attribute(model, p.target).detach().double() for p in parameters
-        )
-        assert mean is not None, node
-        assert variance is not None, node
-        weight = torch.rsqrt(variance + node.args[6])
-        weight = weight if gamma is None else weight * gamma
-        bias = -mean * weight if beta is None else beta - mean * weight
-        _replace(model, node, source, weight.float().reshape(-1, 1, 1, 1), bias.float())
+        if node.target is _BATCH_NORM:
+            node.meta[ORIGIN] = "batch_norm"
+            rewriter.rewrite(node, depthwise)
     model.graph.eliminate_dead_code()
     model.recompile()
 
 
-def _replace(model: GraphModule, node: Node, source: Node, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    names = (f"{node.name}_weight", f"{node.name}_bias")
-    for name, tensor in zip(names, (weight, bias), strict=True):
-        model.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
-    with model.graph.inserting_before(node):
-        constants = [model.graph.get_attr(name) for name in names]
-        for constant, tensor in zip(constants, (weight, bias), strict=True):
-            constant.meta["val"] = source.meta["val"].fake_mode.from_tensor(tensor)
-        new = model.graph.call_function(
-            aten.conv2d.default, (source, *constants, [1, 1], [0, 0], [1, 1], weight.shape[0])
+def _after_layer(model: GraphModule) -> set[Node]:
+    """Nodes that depend on a convolution or linear layer."""
+    found: set[Node] = set()
+    for node in model.graph.nodes:
+        if _is_layer(node) or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _is_layer(node: Node) -> bool:
+    return node.target in _CONVOLUTIONS or node.target is aten.linear.default
+
+
+def _is_constant(arg: object) -> bool:
+    return arg is None or (isinstance(arg, Node) and arg.op == "get_attr")
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """A batch norm's scale and shift, float64, one value a channel."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+
+class _Rewriter:
+    def __init__(self, model: GraphModule) -> None:
+        self.model = model
+        self.inside = _after_layer(model)
+        self.folded: dict[tuple[object, ...], tuple[str, str]] = {}
+
+    def rewrite(self, node: Node, depthwise: bool) -> None:
+        source, parameters = node.args[0], node.args[1:5]
+        first_only = all(user.args[1] == 0 for user in node.users)
+        if not isinstance(source, Node) or not first_only or not all(_is_constant(p) for p in parameters):
+            return
+        rank = len(shape_of(source))
+        # The channels of a linear layer's result are its last dimension, those of a batch norm the second.
+        foldable = (
+            _is_layer(source)
+            and all(_is_constant(a) for a in source.args[1:3])
+            and (source.target in _CONVOLUTIONS or rank == 2)
         )
-    for key in ("nn_module_stack", "stack_trace"):
-        if key in node.meta:
-            new.meta[key] = node.meta[key]
-    new.meta["val"] = source.meta["val"]
-    new.meta[ORIGIN] = "batch_norm"
-    for user in list(node.users):
-        user.replace_all_uses_with(new)
+        if foldable and (len(source.users) == 1 or rank != 4):
+            self._fold(node, source)
+        elif depthwise and rank == 4 and source in self.inside:
+            affine = self._affine(node)
+            weight = affine.scale.reshape(-1, 1, 1, 1)
+            names = self._register(node.name, weight, affine.shift)
+            groups = weight.shape[0]
+            new = self._insert(node, aten.conv2d.default, source, names, [1, 1], [0, 0], [1, 1], groups)
+            new.meta[ORIGIN] = "batch_norm"
+            for key in ("nn_module_stack", "stack_trace"):
+                if key in node.meta:
+                    new.meta[key] = node.meta[key]
+
+    def _tensor(self, arg: object) -> torch.Tensor | None:
+        return attribute(self.model, str(arg.target)).detach().double() if isinstance(arg, Node) else None
+
+    def _affine(self, node: Node) -> _Affine:
+        gamma, beta, mean, variance = (self._tensor(p) for p in node.args[1:5])
+        epsilon = node.args[6]
+        assert mean is not None, node
+        assert variance is not None, node
+        assert isinstance(epsilon, float), node
+        scale = torch.rsqrt(variance + epsilon)
+        if gamma is not None:
+            scale = scale * gamma
+        shift = -mean * scale
+        return _Affine(scale, shift if beta is None else shift + beta)
+
+    def _fold(self, node: Node, layer: Node) -> None:
+        _, weight_node, bias_node, *rest = (*layer.args, None)[: max(len(layer.args), 3)]
+        key = (weight_node, bias_node, *node.args[1:5], node.args[6])
+        # A module that is called twice is folded once.
+        if key not in self.folded:
+            affine, weight, bias = self._affine(node), self._tensor(weight_node), self._tensor(bias_node)
+            assert weight is not None, layer
+            scaled = weight * affine.scale.reshape(-1, *[1] * (weight.dim() - 1))
+            shifted = affine.shift if bias is None else affine.shift + bias * affine.scale
+            self.folded[key] = self._register(layer.name, scaled, shifted)
+        source = layer.args[0]
+        assert isinstance(source, Node)
+        new = self._insert(node, layer.target, source, self.folded[key], *rest)
+        new.meta.update({k: v for k, v in layer.meta.items() if k != "val"})
+
+    def _register(self, prefix: str, weight: torch.Tensor, bias: torch.Tensor) -> tuple[str, str]:
+        names = (f"{prefix}_folded_weight", f"{prefix}_folded_bias")
+        for name, tensor in zip(names, (weight, bias), strict=True):
+            parameter = torch.nn.Parameter(tensor.float().contiguous(), requires_grad=False)
+            self.model.register_parameter(name, parameter)
+        return names
+
+    def _insert(
+        self, node: Node, target: object, source: Node, names: tuple[str, str], *rest: object
+    ) -> Node:
+        """Replace a batch norm's first result by a layer with registered weight and bias."""
+        graph, value = self.model.graph, node.meta["val"][0]
+        with graph.inserting_before(node):
+            constants = [graph.get_attr(name) for name in names]
+            for constant, name in zip(constants, names, strict=True):
+                constant.meta["val"] = value.fake_mode.from_tensor(attribute(self.model, name))
+            new = graph.call_function(target, (source, *constants, *rest))  # type: ignore[arg-type]
+        new.meta["val"] = value
+        for user in list(node.users):
+            user.replace_all_uses_with(new)
+        return new

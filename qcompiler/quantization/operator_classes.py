@@ -267,7 +267,6 @@ def _element(node: Node) -> str | Refusal:
 
 _CHECKS: dict[object, Callable[[Node], str | Refusal]] = {
     aten.conv2d.default: _matmul("conv2d", 4),
-    aten.conv2d.padding: _matmul("conv2d", 4),
     aten.linear.default: _matmul("linear", None),
     aten.add.Tensor: _sum,
     aten.mul.Tensor: lambda _: "mul",

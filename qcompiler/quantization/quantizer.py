@@ -13,7 +13,8 @@ from qcompiler.config import CompileConfig
 from qcompiler.errors import CalibrationError
 from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
-from qcompiler.quantization.operator_classes import MATMUL_CLASSES, aten
+from qcompiler.quantization.canonical import canonicalize
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES
 from qcompiler.quantization.places import FloatOperator, place
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
@@ -53,9 +54,8 @@ def quantize(
         for n in model.graph.nodes
         if n.op == "placeholder"
     )
-    _drop_copies(model)
-    if "conv2d" in rules.operators:
-        rewrite_batch_norms(model)
+    canonicalize(model)
+    rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
     quantizer = TargetQuantizer(rules, config)
     prepared = prepare_pt2e(model, quantizer)
     with torch.no_grad():
@@ -133,13 +133,3 @@ def _copy_places(converted: GraphModule, quantized: ExportedProgram) -> None:
             node.meta.pop(key, None)
             if key in original.meta:
                 node.meta[key] = original.meta[key]
-
-
-def _drop_copies(model: GraphModule) -> None:
-    """Remove the copies that a dropout leaves in a program without in-place operators."""
-    for node in list(model.graph.nodes):
-        plain = node.target is aten.clone.default and not node.kwargs
-        if plain or node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
-            node.replace_all_uses_with(node.args[0])
-    model.graph.eliminate_dead_code()
-    model.recompile()
