@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.quantization.operator_classes import aten, shape_of
+from qcompiler.quantization.operator_classes import argument, aten, shape_of
 
 _COPIES = frozenset({aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default})
 
@@ -30,9 +30,9 @@ def _pad_in_numbers(model: GraphModule, node: Node) -> None:
 
     An even kernel pads one more at the end than at the start; the rest is then a ``pad`` of its own.
     """
-    x, weight, *given = node.args
-    defaults: list[object] = [None, [1, 1], "valid", [1, 1], 1]
-    bias, stride, padding, dilation, groups = [*given, *defaults[len(given) :]]
+    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
+    stride, padding = argument(node, 3, "stride", [1, 1]), argument(node, 4, "padding", "valid")
+    dilation, groups = argument(node, 5, "dilation", [1, 1]), argument(node, 6, "groups", 1)
     assert isinstance(x, Node), node
     assert isinstance(weight, Node), node
     assert isinstance(dilation, (list, tuple)), node

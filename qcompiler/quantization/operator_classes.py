@@ -148,25 +148,25 @@ def computes_float(node: Node) -> bool:
     return any(isinstance(t, torch.Tensor) and t.dtype.is_floating_point for t in tensors)
 
 
-def _arguments(node: Node, *defaults: object) -> tuple[object, ...]:
-    """The positional arguments after the tensor, completed by the schema's defaults."""
-    given = node.args[1:]
-    return (*given, *defaults[len(given) :])
+def argument(node: Node, position: int, name: str, default: object = None) -> object:
+    """An argument of an operator, however it was passed."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def is_clamp(node: Node) -> bool:
     """Whether a node is a clamp around zero (relu, relu6, hardtanh ...), which an integer epilogue does."""
-    target = node.target
-    if target in (aten.relu.default, aten.relu6.default):
+    low: object = None
+    high: object = None
+    if node.target in (aten.relu.default, aten.relu6.default):
         return True
-    if target is aten.hardtanh.default:
-        low, high = _arguments(node, -1.0, 1.0)
-    elif target is aten.clamp.default:
-        low, high = _arguments(node, None, None)
-    elif target is aten.clamp_min.default:
-        low, high = node.args[1], None
-    elif target is aten.clamp_max.default:
-        low, high = None, node.args[1]
+    if node.target is aten.hardtanh.default:
+        low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+    elif node.target is aten.clamp.default:
+        low, high = argument(node, 1, "min"), argument(node, 2, "max")
+    elif node.target is aten.clamp_min.default:
+        low = argument(node, 1, "min")
+    elif node.target is aten.clamp_max.default:
+        high = argument(node, 1, "max")
     else:
         return False
     return (low is None or (isinstance(low, (int, float)) and low <= 0)) and (
@@ -237,7 +237,7 @@ def _adaptive(node: Node) -> str | Refusal:
 
 
 def _mean(node: Node) -> str | Refusal:
-    rank, dims = len(shape_of(tensor_inputs(node)[0])), node.args[1]
+    rank, dims = len(shape_of(tensor_inputs(node)[0])), argument(node, 1, "dim")
     spatial = isinstance(dims, (list, tuple)) and {d % rank for d in dims if isinstance(d, int)} == {2, 3}
     if rank == 4 and spatial:
         return "avg_pool2d"
@@ -249,12 +249,17 @@ def _sum(node: Node) -> str | Refusal:
 
 
 def _pad(node: Node) -> str | Refusal:
-    constant = node.target is aten.constant_pad_nd.default
-    mode = node.args[2] if len(node.args) > 2 and not constant else node.kwargs.get("mode", "constant")
-    position = 2 if constant else 3
-    fill = node.args[position] if len(node.args) > position else node.kwargs.get("value")
+    mode = argument(node, 2, "mode", "constant")
     if mode != "constant":
         return Refusal(f"pad of mode {mode!r} has no integer kernel")
+    return _padded_with(argument(node, 3, "value"))
+
+
+def _constant_pad(node: Node) -> str | Refusal:
+    return _padded_with(argument(node, 2, "value", 0))
+
+
+def _padded_with(fill: object) -> str | Refusal:
     return "data_movement" if fill in (None, 0) else Refusal(f"it pads with {fill}, not with 0")
 
 
@@ -277,7 +282,7 @@ _CHECKS: dict[object, Callable[[Node], str | Refusal]] = {
     aten.mean.dim: _mean,
     operator.getitem: _element,
     aten.pad.default: _pad,
-    aten.constant_pad_nd.default: _pad,
+    aten.constant_pad_nd.default: _constant_pad,
 }
 
 
