@@ -61,6 +61,8 @@ class _Canonicalize(Rewriter):
             return relax.op.reshape(new.args[0], dims(value))
         if name == "relax.astype" and dtype(value) == dtype(new.args[0]):
             return new.args[0]
+        if name == "relax.concat" and isinstance(new.args[0], relax.Tuple) and len(new.args[0].fields) == 1:
+            return new.args[0].fields[0]
         if name == "relax.nn.dropout":
             return relax.Tuple([new.args[0], new.args[0]])
         if name == "relax.permute_dims" and value.attrs.axes is not None:

@@ -83,8 +83,12 @@ class _RewriteToInteger(Rewriter):
             return self._real_layer(new)
         return new
 
-    def run(self) -> tvm.IRModule:
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
         self.names: dict[str, str] = {}
+        """Names of the user's layers, by the names of the variables that compute them now."""
+
+    def run(self) -> tvm.IRModule:
         return _Borders(super().run(), self.names).run()
 
     # Roots
@@ -137,6 +141,7 @@ class _RewriteToInteger(Rewriter):
 
     def _real_layer(self, new: relax.Call) -> relax.Expr:
         marker = self.emit(new)
+        self.names[marker.name] = self.name
         layer = self._layer(marker)
         if layer is None:
             return marker
@@ -212,6 +217,7 @@ class _RewriteToInteger(Rewriter):
             inner = bound.args[1 - position]
             name = inner.name if isinstance(inner, relax.Var) else name
             bound = self.definition(inner)
+        name = self.names.get(name, name)
         if op_name(bound) == "relax.nn.conv2d":
             return self._conv2d(bound, bias, name)
         if op_name(bound) == "relax.matmul":

@@ -195,12 +195,12 @@ def avg_pool2d(
     return Kernel([x, multiplier, out], whole=False, padded=False)
 
 
-def schedule_spatial(sch: Schedule, bytes_moved: int, vector: int, *, flat: bool) -> None:
+def schedule_spatial(sch: Schedule, cycles: int, vector: int, *, flat: bool) -> None:
     """Outer axes are tasks, the innermost is cut into vectors.
 
     Args:
         sch: schedule of a kernel with the one block ``out``.
-        bytes_moved: bytes read and written; small kernels are not worth a second thread.
+        cycles: what the kernel takes on one core, about; small ones are not worth a second thread.
         vector: elements of a vector.
         flat: every operand has the output's shape, so that all axes are one.
     """
@@ -226,11 +226,11 @@ def schedule_spatial(sch: Schedule, bytes_moved: int, vector: int, *, flat: bool
         _, lanes = sch.split(last, [None, divisor_at_most(extent, vector)])
         sch.vectorize(lanes)
         outer = sch.fuse(*rest[: max(1, len(rest) - 1)]) if len(rest) > 1 else (rest[0] if rest else None)
-    if outer is not None and bytes_moved * 8 >= PARALLEL_MINIMUM:
+    if outer is not None and cycles >= PARALLEL_MINIMUM:
         sch.parallel(outer)
 
 
-def schedule_transpose(sch: Schedule, bytes_moved: int, lanes: int) -> None:
+def schedule_transpose(sch: Schedule, cycles: int, lanes: int) -> None:
     """Reads vectors of columns and writes them channel by channel."""
     b, i, j, k = sch.get_loops(sch.get_sblock("out"))
     columns = int(sch.get(j).extent)
@@ -240,14 +240,14 @@ def schedule_transpose(sch: Schedule, bytes_moved: int, lanes: int) -> None:
     if width > 1:
         sch.vectorize(vector)
     outer = sch.fuse(b, i)
-    if bytes_moved * 8 >= PARALLEL_MINIMUM:
+    if cycles >= PARALLEL_MINIMUM:
         sch.parallel(outer)
 
 
-def schedule_pool(sch: Schedule, bytes_moved: int, vector: int, *, epilogue: bool) -> None:
+def schedule_pool(sch: Schedule, cycles: int, vector: int, *, epilogue: bool) -> None:
     """A window in loops: the sums of one vector of channels stay in registers."""
     out = sch.get_sblock("out")
-    parallel = bytes_moved * 8 >= PARALLEL_MINIMUM
+    parallel = cycles >= PARALLEL_MINIMUM
     # Loops are marked before the reduction is decomposed; after that a schedule refuses it.
     if epilogue:
         n, i, j, c = sch.get_loops(out)

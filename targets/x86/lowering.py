@@ -96,11 +96,15 @@ def _lower_dense_conv(
         kernel,
         decision,
         intrinsics.dot4(target.instruction, lanes),
-        macs=shape.macs,
+        cycles=shape.macs // target.macs_per_cycle + prod(shape_of_output(shape)) // 4,
         vector_bytes=target.vector_bits // 8,
     )
     args = [call.args[0], constant(packed), *_channel_args(call, cut.blocks, lanes)]
     return Lowered(schedules.finish(sch), args, target.instruction)
+
+
+def shape_of_output(shape: computes.ConvShape) -> tuple[int, int, int, int]:
+    return shape.batch, shape.out_height, shape.out_width, shape.out_channels
 
 
 def conv_shape(call: relax.Call) -> computes.ConvShape:
@@ -128,7 +132,7 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     kernel = computes.depthwise_conv2d(shape, lanes, tile, epilogue, pad_value)
     sch = schedules.start(kernel)
     schedules.schedule_depthwise(
-        sch, kernel, tile, lanes, macs=shape.macs, vector_bytes=target.vector_bits // 8
+        sch, kernel, tile, lanes, cycles=shape.macs // 9, vector_bytes=target.vector_bits // 8
     )
     args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], lanes)]
     return Lowered(
@@ -152,7 +156,7 @@ def _spatial(
     out = shapes[-1]
     flat = all(s == out or s == (256,) for s in shapes)
     elementwise.schedule_spatial(
-        sch, prod(out) * 2, target.vector_bits // 8 // element_bytes, flat=flat and len(out) > 0
+        sch, prod(out) // 2, target.vector_bits // 8 // element_bytes, flat=flat and len(out) > 0
     )
     return Lowered(schedules.finish(sch), args, None, reason)
 
@@ -190,6 +194,8 @@ def lower_mul(call: relax.Call, target: Target) -> Lowered:
 
 
 def lower_lut(call: relax.Call, target: Target) -> Lowered:
+    if target.has_vbmi:
+        return Lowered(movement.table_lookup(dims(call.args[0])), list(call.args))
     return _spatial(elementwise.lut(dims(call.args[0])), list(call.args), target, element_bytes=1)
 
 
@@ -202,7 +208,7 @@ def lower_max_pool2d(call: relax.Call, target: Target) -> Lowered:
     if kernel.whole:
         return _spatial(kernel, [call.args[0]], target, element_bytes=1)
     sch = schedules.start(kernel)
-    elementwise.schedule_pool(sch, prod(dims(call.args[0])), target.vector_bits // 8, epilogue=False)
+    elementwise.schedule_pool(sch, prod(dims(call.args[0])) // 4, target.vector_bits // 8, epilogue=False)
     return Lowered(schedules.finish(sch), [call.args[0]])
 
 
@@ -216,7 +222,7 @@ def lower_avg_pool2d(call: relax.Call, target: Target) -> Lowered:
         int(a["input_zero_point"]), requantization(a, magnitude),
     )  # fmt: skip
     sch = schedules.start(kernel)
-    elementwise.schedule_pool(sch, prod(dims(call.args[0])), target.int32_lanes, epilogue=True)
+    elementwise.schedule_pool(sch, prod(dims(call.args[0])) // 4, target.int32_lanes, epilogue=True)
     return Lowered(schedules.finish(sch), [call.args[0], call.args[1]])
 
 
@@ -234,7 +240,7 @@ def lower_quantize_to_nhwc(call: relax.Call, target: Target) -> Lowered:
     last = requantization(call.attrs, float("inf"))
     kernel = elementwise.quantize_to_nhwc(dims(call.args[0]), float(call.attrs["inv_scale"]), last)
     sch = schedules.start(kernel)
-    elementwise.schedule_transpose(sch, prod(dims(call.args[0])) * 5, target.int32_lanes)
+    elementwise.schedule_transpose(sch, prod(dims(call.args[0])) // 2, target.int32_lanes)
     return Lowered(schedules.finish(sch), [call.args[0]])
 
 

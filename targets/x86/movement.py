@@ -33,9 +33,53 @@ def concat_last(shapes: Sequence[Sequence[int]], vector: int) -> tirx.PrimFunc:
         copies.append(tirx.For(step, 0, shape[-1] // width, tirx.ForKind.SERIAL, store))
         first += shape[-1]
     body: tirx.Stmt = tirx.SeqStmt(copies) if len(copies) > 1 else copies[0]
-    parallel = 8 * prod(outer) * channels >= PARALLEL_MINIMUM
+    parallel = prod(outer) * channels // 16 >= PARALLEL_MINIMUM
     for k in reversed(range(len(outer))):
         outermost = next((j for j, extent in enumerate(outer) if extent > 1), 0)
         kind = tirx.ForKind.PARALLEL if parallel and k == outermost else tirx.ForKind.SERIAL
         body = tirx.For(index[k], 0, outer[k], kind, body)
     return mark_scheduled(tirx.PrimFunc([*inputs, output], body).with_attr("tirx.noalias", True))
+
+
+LOOKUP = 64
+"""Bytes that one pair of byte permutations over two registers looks up."""
+
+
+def table_lookup(shape: Sequence[int]) -> tirx.PrimFunc:
+    """``qc.lut`` by ``vpermi2b``: the table is in four registers; the top bit of an index picks a pair of them.
+
+    Args:
+        shape: of the input and the output, uint8. The table has 256 bytes.
+    """
+    total = prod(shape)
+    x = tirx.decl_buffer(tuple(shape), "uint8", name="x")
+    table = tirx.decl_buffer((256,), "uint8", name="table")
+    out = tirx.decl_buffer(tuple(shape), "uint8", name="out")
+    flat_x = tirx.decl_buffer((total,), "uint8", name="flat_x", data=x.data)
+    flat_out = tirx.decl_buffer((total,), "uint8", name="flat_out", data=out.data)
+    stores: list[tirx.Stmt] = []
+    chunks = total // LOOKUP
+    per_task = divisor_at_most(chunks, 64) if chunks else 1
+    if chunks:
+        task, step = tirx.Var("task", "int32"), tirx.Var("step", "int32")
+        place = tirx.Ramp((task * per_task + step) * LOOKUP, 1, LOOKUP)
+        index = tirx.BufferLoad(flat_x, [place])
+        quarters = [tirx.BufferLoad(table, [tirx.Ramp(q * LOOKUP, 1, LOOKUP)]) for q in range(4)]
+        permute = "llvm.x86.avx512.vpermi2var.qi.512"
+        low, high = (
+            tirx.call_llvm_pure_intrin(f"uint8x{LOOKUP}", permute, quarters[k], index, quarters[k + 1])
+            for k in (0, 2)
+        )
+        in_high = index >= tirx.Broadcast(tirx.const(128, "uint8"), LOOKUP)
+        store = tirx.BufferStore(flat_out, tirx.Select(in_high, high, low), [place])
+        inner = tirx.For(step, 0, per_task, tirx.ForKind.SERIAL, store)
+        kind = tirx.ForKind.PARALLEL if total // 16 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+        stores.append(tirx.For(task, 0, chunks // per_task, kind, inner))
+    if total % LOOKUP:
+        rest = tirx.Var("rest", "int32")
+        position = rest + chunks * LOOKUP
+        value = tirx.BufferLoad(table, [tirx.BufferLoad(flat_x, [position]).astype("int32")])
+        store = tirx.BufferStore(flat_out, value, [position])
+        stores.append(tirx.For(rest, 0, total % LOOKUP, tirx.ForKind.SERIAL, store))
+    body = tirx.SeqStmt([tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat_out, data=out.data), *stores])
+    return mark_scheduled(tirx.PrimFunc([x, table, out], body).with_attr("tirx.noalias", True))

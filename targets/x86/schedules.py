@@ -19,8 +19,8 @@ from qcompiler.targets.x86.decisions import ConvDecision, divisor_at_most
 OPAQUE = 8
 """Relax's pattern of an operator that is never fused."""
 
-PARALLEL_MINIMUM = 300_000
-"""Multiply-accumulates, or eight times the bytes moved, below which waking the pool costs more than it saves."""
+PARALLEL_MINIMUM = 15_000
+"""Cycles of a kernel below which it runs on one thread: waking the pool and waiting for it costs about 7000."""
 
 
 def _extent(sch: Schedule, loop: LoopRV) -> int:
@@ -43,25 +43,27 @@ def mark_scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_attr("tirx.is_scheduled", True).with_attr("op_pattern", OPAQUE)
 
 
-def _fuse_parallel(sch: Schedule, loops: Sequence[LoopRV], work: int) -> LoopRV:
+def _fuse_parallel(sch: Schedule, loops: Sequence[LoopRV], cycles: int) -> LoopRV:
     fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
-    if work >= PARALLEL_MINIMUM:
+    if cycles >= PARALLEL_MINIMUM:
         sch.parallel(fused)
     return fused
 
 
-def schedule_pad(sch: Schedule, work: int, vector: int) -> None:
+def schedule_pad(sch: Schedule, vector: int) -> None:
     """Copies the input into its padded buffer, a row a task, in vectors of channels."""
     block = sch.get_sblock("pad")
     *outer, column, channel = sch.get_loops(block)
-    if outer:
-        _fuse_parallel(sch, outer, work)
     channels = _extent(sch, channel)
+    elements = channels * _extent(sch, column)
+    for loop in outer:
+        elements *= _extent(sch, loop)
+    if outer:
+        _fuse_parallel(sch, outer, elements // 8)
     width = divisor_at_most(channels, vector)
     _, inner = sch.split(channel, [None, width])
     if width > 1:
         sch.vectorize(inner)
-    del column
 
 
 def _unroll_and_vectorize(sch: Schedule, loops: Sequence[LoopRV]) -> None:
@@ -71,7 +73,7 @@ def _unroll_and_vectorize(sch: Schedule, loops: Sequence[LoopRV]) -> None:
 
 
 def schedule_conv2d(
-    sch: Schedule, kernel: Kernel, decision: ConvDecision, dot4: str, *, macs: int, vector_bytes: int
+    sch: Schedule, kernel: Kernel, decision: ConvDecision, dot4: str, *, cycles: int, vector_bytes: int
 ) -> None:
     """Tiles a convolution or a matrix product by output columns and blocks of output channels.
 
@@ -80,7 +82,7 @@ def schedule_conv2d(
         kernel: what ``computes.conv2d`` gave.
         decision: tile sizes and loop order.
         dot4: name of the tensor intrinsic.
-        macs: multiply-accumulates of the layer.
+        cycles: what the layer takes on one core, about.
         vector_bytes: bytes of a vector register.
     """
     acc, requantize, out = (sch.get_sblock(name) for name in ("acc", "requantize", "out"))
@@ -99,9 +101,9 @@ def schedule_conv2d(
         outer = [*outer, tile] if decision.channel_major else [tile, *outer]
         if not decision.channel_major:
             sch.reorder(tile, c0)
-        innermost = _fuse_parallel(sch, outer, macs)
+        innermost = _fuse_parallel(sch, outer, cycles)
     else:
-        _fuse_parallel(sch, outer, macs)
+        _fuse_parallel(sch, outer, cycles)
         innermost = tile
     if kernel.whole:
         sch.compute_inline(requantize)
@@ -122,11 +124,11 @@ def schedule_conv2d(
     else:
         _unroll_and_vectorize(sch, sch.get_loops(requantize)[-5:])
     if kernel.padded:
-        schedule_pad(sch, macs, vector_bytes)
+        schedule_pad(sch, vector_bytes)
 
 
 def schedule_depthwise(
-    sch: Schedule, kernel: Kernel, tile_width: int, lanes: int, *, macs: int, vector_bytes: int
+    sch: Schedule, kernel: Kernel, tile_width: int, lanes: int, *, cycles: int, vector_bytes: int
 ) -> None:
     """Tiles a depthwise convolution by output columns and vectors of channels; all taps are unrolled."""
     acc, requantize, out = (sch.get_sblock(name) for name in ("acc", "requantize", "out"))
@@ -134,7 +136,7 @@ def schedule_depthwise(
     tile, w1 = sch.split(column, [None, tile_width])
     c0, lane = sch.split(channel, [None, lanes])
     sch.reorder(b, i, c0, tile, w1, lane)
-    _fuse_parallel(sch, [b, i], macs * 4)
+    _fuse_parallel(sch, [b, i], cycles)
     if kernel.whole:
         sch.compute_inline(requantize)
     else:
@@ -153,4 +155,4 @@ def schedule_depthwise(
     else:
         _unroll_and_vectorize(sch, sch.get_loops(requantize)[-5:])
     if kernel.padded:
-        schedule_pad(sch, macs * 4, vector_bytes)
+        schedule_pad(sch, vector_bytes)
