@@ -88,7 +88,7 @@ class _Rewriter:
     def __init__(self, model: GraphModule) -> None:
         self.model = model
         self.inside = _after_layer(model)
-        self.folded: dict[tuple[object, ...], tuple[str, str]] = {}
+        self.folded: dict[tuple[object, ...], tuple[Node, Node]] = {}
 
     def rewrite(self, node: Node, depthwise: bool) -> None:
         source, parameters = node.args[0], node.args[1:5]
@@ -107,9 +107,9 @@ class _Rewriter:
         elif depthwise and rank == 4 and source in self.inside:
             affine = self._affine(node)
             weight = affine.scale.reshape(-1, 1, 1, 1)
-            names = self._register(node.name, weight, affine.shift)
+            constants = self._register(node, node.name, weight, affine.shift)
             groups = weight.shape[0]
-            new = self._insert(node, aten.conv2d.default, source, names, [1, 1], [0, 0], [1, 1], groups)
+            new = self._insert(node, aten.conv2d.default, source, constants, [1, 1], [0, 0], [1, 1], groups)
             new.meta[ORIGIN] = "batch_norm"
             for key in ("nn_module_stack", "stack_trace"):
                 if key in node.meta:
@@ -139,30 +139,33 @@ class _Rewriter:
             assert weight is not None, layer
             scaled = weight * affine.scale.reshape(-1, *[1] * (weight.dim() - 1))
             shifted = affine.shift if bias is None else affine.shift + bias * affine.scale
-            self.folded[key] = self._register(layer.name, scaled, shifted)
+            self.folded[key] = self._register(node, layer.name, scaled, shifted)
         source = layer.args[0]
         assert isinstance(source, Node)
         new = self._insert(node, layer.target, source, self.folded[key], *rest)
         new.meta.update({k: v for k, v in layer.meta.items() if k != "val"})
 
-    def _register(self, prefix: str, weight: torch.Tensor, bias: torch.Tensor) -> tuple[str, str]:
-        names = (f"{prefix}_folded_weight", f"{prefix}_folded_bias")
-        for name, tensor in zip(names, (weight, bias), strict=True):
+    def _register(
+        self, node: Node, prefix: str, weight: torch.Tensor, bias: torch.Tensor
+    ) -> tuple[Node, Node]:
+        """Add weight and bias to the module; the nodes that read them stand before ``node``."""
+        fake_mode = node.meta["val"][0].fake_mode
+        nodes = []
+        for name, tensor in ((f"{prefix}_folded_weight", weight), (f"{prefix}_folded_bias", bias)):
             parameter = torch.nn.Parameter(tensor.float().contiguous(), requires_grad=False)
             self.model.register_parameter(name, parameter)
-        return names
+            with self.model.graph.inserting_before(node):
+                nodes.append(self.model.graph.get_attr(name))
+            nodes[-1].meta["val"] = fake_mode.from_tensor(parameter)
+        return nodes[0], nodes[1]
 
     def _insert(
-        self, node: Node, target: object, source: Node, names: tuple[str, str], *rest: object
+        self, node: Node, target: object, source: Node, constants: tuple[Node, Node], *rest: object
     ) -> Node:
-        """Replace a batch norm's first result by a layer with registered weight and bias."""
-        graph, value = self.model.graph, node.meta["val"][0]
-        with graph.inserting_before(node):
-            constants = [graph.get_attr(name) for name in names]
-            for constant, name in zip(constants, names, strict=True):
-                constant.meta["val"] = value.fake_mode.from_tensor(attribute(self.model, name))
-            new = graph.call_function(target, (source, *constants, *rest))  # type: ignore[arg-type]
-        new.meta["val"] = value
+        """Replace a batch norm's first result by a layer with the given weight and bias."""
+        with self.model.graph.inserting_before(node):
+            new = self.model.graph.call_function(target, (source, *constants, *rest))  # type: ignore[arg-type]
+        new.meta["val"] = node.meta["val"][0]
         for user in list(node.users):
             user.replace_all_uses_with(new)
         return new

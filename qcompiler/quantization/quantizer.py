@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.export import ExportedProgram
@@ -14,7 +14,7 @@ from qcompiler.errors import CalibrationError
 from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
 from qcompiler.quantization.canonical import canonicalize
-from qcompiler.quantization.operator_classes import MATMUL_CLASSES
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
 from qcompiler.quantization.places import FloatOperator, place
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
@@ -60,7 +60,6 @@ def quantize(
     prepared = prepare_pt2e(model, quantizer)
     with torch.no_grad():
         _calibrate(prepared, batches)
-        _check_ranges(prepared)
         _fit_biases(prepared, quantizer)
         converted = convert_pt2e(prepared, fold_quantize=True)
         _drop_unused(converted)
@@ -70,27 +69,40 @@ def quantize(
 
 
 def _calibrate(prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]]) -> None:
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    hooks, hooked = [], set()
+    for node in prepared.graph.nodes:
+        observer = modules[str(node.target)] if node.op == "call_module" else None
+        if observer is None or observer in hooked:
+            continue  # an observer of several tensors is named after the first
+        hooked.add(observer)
+        source = node.args[0]
+        assert isinstance(source, Node), node
+        hooks.append(observer.register_forward_pre_hook(_finite(source)))
     count = 0
-    for count, batch in enumerate(batches, start=1):  # noqa: B007
+    for batch in batches:
         prepared(*batch)
+        count += 1
+    for hook in hooks:
+        hook.remove()
     if not count:
         raise CalibrationError("the calibration data is empty; give at least one batch")
 
 
-def _check_ranges(prepared: GraphModule) -> None:
-    """Every scale must be a positive normal number; NaN and infinities of the data end up in them."""
-    modules = dict(prepared.named_modules(remove_duplicate=False))
-    for node in prepared.graph.nodes:
-        if node.op != "call_module":
-            continue
-        scale, _ = modules[node.target].calculate_qparams()
-        smallest = torch.finfo(torch.float32).tiny
-        if not bool((torch.isfinite(scale) & (scale >= smallest)).all()):
-            source = node.args[0]
+def _finite(source: Node) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    """A hook that refuses NaN and infinities, which no range can hold."""
+    name = f"{operator_name(source)} at {place(source)}" if source.op == "call_function" else source.name
+
+    def check(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        (value,) = arguments
+        # The sum is the quick way to know; it may also overflow.
+        if not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
             raise CalibrationError(
-                f"{source.name} ({place(source)}) takes values that are not finite, or beyond float32, on "
-                "the calibration data; check the data and the model's weights for NaN and infinities"
+                f"{name} takes values that are NaN or infinite on the calibration data; check the data and "
+                "the model's weights"
             )
+
+    return check
 
 
 def _fit_biases(prepared: GraphModule, quantizer: TargetQuantizer) -> None:

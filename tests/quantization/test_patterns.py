@@ -1,4 +1,4 @@
-"""Where quantize and dequantize stand: at the borders of what one integer kernel computes, and nowhere else."""
+"""Where quantize and dequantize stand: at the borders of what one integer kernel computes, nowhere else."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_float_tail_and_float_operators_are_named_with_their_place() -> None:
     )
     (record,) = result.float_operators
     assert record.operator == "softmax"
-    assert "test_patterns.py" in record.place
+    assert "small_networks.py:" in record.place
     assert record.reason == "softmax has no integer kernel"
     (logits,) = result.named("linear")
     assert [n.target for n in logits.users] == [torch.ops.aten.softmax.int]

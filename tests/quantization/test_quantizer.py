@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import SHAPE, Calls, is_dequantize, is_quantize, quantized
 from sklearn.datasets import load_digits
+from small_networks import SHAPE, Calls, is_dequantize, is_quantize, quantized
 from torch import nn
 
 from qcompiler.config import CompileConfig
@@ -102,8 +102,8 @@ def test_bias_beside_tiny_weights_fits_in_int32() -> None:
 def test_module_called_twice_has_one_weight() -> None:
     module = Calls(
         lambda m, x: m.last(m.shared(m.shared(m.first(x)))),
-        first=nn.Conv2d(3, 4, 1), shared=nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
-        last=nn.Conv2d(4, 2, 1),
+        first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1),
+        shared=nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
     )  # fmt: skip
     result = quantized(module)
     _, once, twice, _ = result.named("conv2d")
@@ -173,8 +173,8 @@ def _digits() -> tuple[torch.Tensor, torch.Tensor]:
 def test_trained_network_keeps_its_accuracy() -> None:
     images, labels = _digits()
     module = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16),
-        nn.SiLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10),
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6(),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10),
     )  # fmt: skip
     optimizer = torch.optim.Adam(module.parameters(), 0.01)
     for _ in range(40):
