@@ -17,6 +17,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from qcompiler.config import CompileConfig
+from qcompiler.quantization.observers import activation_observer
 from qcompiler.quantization.operator_classes import (
     MATMUL_CLASSES,
     SHARING_CLASSES,
@@ -32,10 +33,6 @@ from qcompiler.quantization.weights import SMALLEST_SCALE, PerChannelWeightObser
 from qcompiler.targets.base import QuantizationRules
 
 _ANNOTATION = "quantization_annotation"
-
-
-def activation_observer(config: CompileConfig) -> Callable[..., Any]:
-    return MinMaxObserver  # type: ignore[no-any-return]
 
 
 def _first_of_group(groups: dict[Node, Node], node: Node) -> Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.export import ExportedProgram
@@ -13,6 +13,7 @@ from qcompiler.config import CompileConfig
 from qcompiler.errors import CalibrationError
 from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
+from qcompiler.quantization.calibration import track
 from qcompiler.quantization.canonical import canonicalize
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
 from qcompiler.quantization.places import FloatOperator, place
@@ -59,8 +60,8 @@ def quantize(
     quantizer = TargetQuantizer(rules, config)
     prepared = prepare_pt2e(model, quantizer)
     with torch.no_grad():
-        _calibrate(prepared, batches)
-        _fit_biases(prepared, quantizer)
+        _calibrate(prepared, batches, config)
+        _fit_weights(prepared, quantizer)
         converted = convert_pt2e(prepared, fold_quantize=True)
         _drop_unused(converted)
         quantized = torch.export.export(converted, examples)
@@ -68,7 +69,9 @@ def quantize(
     return quantized, quantizer.float_operators
 
 
-def _calibrate(prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]]) -> None:
+def _calibrate(
+    prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]], config: CompileConfig
+) -> None:
     modules = dict(prepared.named_modules(remove_duplicate=False))
     hooks, hooked = [], set()
     for node in prepared.graph.nodes:
@@ -80,6 +83,8 @@ def _calibrate(prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]
         assert isinstance(source, Node), node
         hooks.append(observer.register_forward_pre_hook(_finite(source)))
     count = 0
+    if config.progress:
+        batches = track(batches if isinstance(batches, Sequence) else list(batches), True)
     for batch in batches:
         prepared(*batch)
         count += 1
@@ -105,23 +110,21 @@ def _finite(source: Node) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]
     return check
 
 
-def _fit_biases(prepared: GraphModule, quantizer: TargetQuantizer) -> None:
-    """Make each layer's weight scales large enough for its bias."""
+def _fit_weights(prepared: GraphModule, quantizer: TargetQuantizer) -> None:
+    """Make each layer's weight scales large enough for its accumulator."""
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for unit in quantizer.selection.units:
         if unit.kind not in MATMUL_CLASSES:
             continue
         source, weight, bias = (*unit.nodes[0].args[:3], None)[:3]
-        if bias is None:
-            continue
         # Both operands come out of observers now, the bias out of the module.
         assert isinstance(source, Node)
         assert isinstance(weight, Node)
-        assert isinstance(bias, Node)
         observer = modules[str(weight.target)]
         assert isinstance(observer, PerChannelWeightObserver), unit
         scale, _ = modules[str(source.target)].calculate_qparams()
-        observer.fit_bias(attribute(prepared, str(bias.target)), float(scale))
+        values = attribute(prepared, str(bias.target)) if isinstance(bias, Node) else None
+        observer.fit(float(scale), values)
 
 
 def _drop_unused(model: GraphModule) -> None:

@@ -8,7 +8,10 @@ import torch
 from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
 
 SMALLEST_SCALE = 2.0**-60
-"""Keeps scales, and products of a weight's and an activation's scale, among the normal float32 numbers."""
+"""Scale of a channel whose weights are all zero."""
+
+SMALLEST_PRODUCT = 2.0**-100
+"""Smallest product of a layer's input scale and weight scale: normal in float32, with room for division."""
 
 BIAS_LIMIT = 2.0**30
 """Bound of a bias in units of the accumulator: half of the int32 range, the other half is left to the sum."""
@@ -26,17 +29,19 @@ class PerChannelWeightObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
         super().__init__(**{"eps": SMALLEST_SCALE, **kwargs})
         self.register_buffer("floor", torch.tensor([]))
 
-    def fit_bias(self, bias: torch.Tensor, input_scale: float) -> None:
-        """Raise the scales so that ``bias / (input_scale * scale)`` stays within :data:`BIAS_LIMIT`.
+    def fit(self, input_scale: float, bias: torch.Tensor | None) -> None:
+        """Raise the scales so that the accumulator, in units of ``input_scale * scale``, can hold the bias.
 
         A dead channel of a pruned or batch-normalized layer has weights of next to nothing beside a plain
-        bias; at its own scale the bias would not fit.
+        bias; at its own scale the bias would not fit. Beside an input that is always zero nothing would.
 
         Args:
-            bias: float32, one value an output channel.
             input_scale: scale of the layer's quantized input.
+            bias: float32, one value an output channel, or None.
         """
-        floor = bias.detach().abs().double() / (input_scale * BIAS_LIMIT)
+        floor = torch.full_like(self.min_val, SMALLEST_PRODUCT / input_scale, dtype=torch.float64)
+        if bias is not None:
+            floor = torch.maximum(floor, bias.detach().abs().double() / (input_scale * BIAS_LIMIT))
         floor = floor.float()
         self.floor = torch.maximum(self.floor, floor) if self.floor.numel() else floor
 
