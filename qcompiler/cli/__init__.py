@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 
 import typer
 
@@ -33,6 +35,8 @@ for module in (compile, run, evaluate, bench, profile, verify, inspect, targets,
 
 def main() -> None:
     """The program ``qcompile``. It ends with status 1, and one line that says why, if anything went wrong."""
+    _quiet_packages()
+    logging.basicConfig(format="qcompile: %(message)s", stream=sys.stderr)
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UsageError as error:
@@ -41,6 +45,14 @@ def main() -> None:
         fail("interrupted")
     # A command that ends early, such as --help, gives its status here.
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _quiet_packages() -> None:
+    """Silences what other packages tell programmers; nobody at a command line can act on it."""
+    warnings.simplefilter("ignore")
+    # PyTorch sets the level of its own root logger when it is imported, but not of those below it.
+    for name in ("torch.utils._pytree", "torch.onnx", "torchao", "onnxscript", "onnx_ir", "nncf"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _help_command() -> str:

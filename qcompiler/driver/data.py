@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ Array = npt.NDArray[Any]
 
 LABELS = "labels"
 """Name of the array that holds the right class of each sample."""
+
+
+CHUNK = 64
+"""Runs of one engine before those of another: idle threads of an engine wait at full speed for a while,
+so taking turns at every run would halve the speed of both."""
+
+Batch = tuple[int, tuple[Array, ...]]
+"""How many samples of a run count, and its inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +51,7 @@ class Samples:
     def runs(self) -> int:
         return -(-self.count // self.batch)
 
-    def batches(self) -> Iterator[tuple[int, tuple[Array, ...]]]:
+    def batches(self) -> Iterator[Batch]:
         """For each run how many of its samples count, and its inputs; a sample fills up the last run."""
         if self.whole:
             yield 1, self.inputs
@@ -53,6 +62,12 @@ class Samples:
                 min(self.batch, self.count - first),
                 tuple(np.ascontiguousarray(array[index]) for array in self.inputs),
             )
+
+
+def chunks(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+    """The runs in groups of ``CHUNK``, the last one shorter."""
+    while chunk := list(itertools.islice(batches, CHUNK)):
+        yield chunk
 
 
 def read_arrays(path: Path) -> dict[str, Array]:

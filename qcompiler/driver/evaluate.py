@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from qcompiler import runtime
-from qcompiler.driver.data import Array, Samples, read_samples
+from qcompiler.driver.data import Array, Batch, Samples, chunks, read_samples
 from qcompiler.driver.float_model import FloatModel, load_float_model
 from qcompiler.driver.run import keep_valid
 from qcompiler.errors import InputError
@@ -106,18 +106,17 @@ def measure(
             f"output {names[0]!r} has shape {list(compiled.outputs[0].shape)}; labels need a class axis"
         )
     with progress_bar("evaluate", samples.runs, progress) as advance:
-        for valid, inputs in samples.batches():
-            outputs = [keep_valid(o, valid, samples) for o in compiled.run(*inputs)]
+        for chunk in chunks(samples.batches()):
+            found = [_valid(compiled.run, batch, samples) for batch in chunk]
+            exact = [] if reference is None else [_valid(reference, batch, samples) for batch in chunk]
             if classes:
-                predicted.append(outputs[0].argmax(CLASS_AXIS))
-            if reference is not None:
-                expected = [keep_valid(o, valid, samples) for o in reference(*inputs)]
+                predicted += [outputs[0].argmax(CLASS_AXIS) for outputs in found]
+                wanted += [outputs[0].argmax(CLASS_AXIS) for outputs in exact]
+            for outputs, expected in zip(found, exact, strict=reference is not None):
                 _check_same(names, outputs, expected)
-                if classes:
-                    wanted.append(expected[0].argmax(CLASS_AXIS))
-                for name, output, exact in zip(names, outputs, expected, strict=True):
-                    ratios[name].add(exact, output)
-            advance(1)
+                for name, output, right in zip(names, outputs, expected, strict=True):
+                    ratios[name].add(right, output)
+            advance(len(chunk))
     return Evaluation(
         samples.count,
         _share(predicted, [samples.labels]) if samples.labels is not None else None,
@@ -125,6 +124,11 @@ def measure(
         _share(predicted, wanted) if classes and reference is not None else None,
         {name: ratio.decibels for name, ratio in ratios.items()} if reference is not None else {},
     )
+
+
+def _valid(engine: Callable[..., Sequence[Array]], batch: Batch, samples: Samples) -> list[Array]:
+    valid, inputs = batch
+    return [keep_valid(output, valid, samples) for output in engine(*inputs)]
 
 
 def _check_same(names: list[str], outputs: list[Array], expected: list[Array]) -> None:

@@ -15,7 +15,7 @@ from qcompiler.driver.data import Array, read_samples
 from qcompiler.errors import ConfigError
 from qcompiler.runtime import LayerRecord, Manifest
 
-DENSE = ("qc.conv2d", "qc.dense")
+DENSE = ("conv2d", "dense")
 """Operators that are summed up to compare them with the peak, where they use the chip's instruction."""
 
 
@@ -26,12 +26,12 @@ class ProfileRow:
     Attributes:
         name: the layer; for a kernel that belongs to no layer, the kernel.
         operator: the operator, or ``kernel``.
-        dtype: what it computes in, or empty.
+        dtype: dtype of its output, or empty.
         seconds: mean time of the call.
         macs: multiply-accumulates.
         instruction: multiply-accumulate instruction that it compiled to; None where there is none.
         macs_per_second: ``macs / seconds``; None without multiply-accumulates.
-        peak_share: ``macs_per_second`` as a fraction of the chip's peak, for integer operators.
+        peak_share: ``macs_per_second`` as a fraction of the chip's peak, where ``instruction`` is used.
     """
 
     name: str
@@ -125,7 +125,6 @@ def _row(call: tuple[str, float], layer: LayerRecord | None, peak: float) -> Pro
     if layer is None:
         return ProfileRow(function, "kernel", "", seconds, 0, None, None, None)
     rate = layer.macs / seconds if layer.macs and seconds > 0 else None
-    integer = not layer.dtype.startswith("float")
     return ProfileRow(
         layer.name,
         layer.operator,
@@ -134,7 +133,7 @@ def _row(call: tuple[str, float], layer: LayerRecord | None, peak: float) -> Pro
         layer.macs,
         layer.instruction,
         rate,
-        rate / peak if rate is not None and integer else None,
+        rate / peak if rate is not None and layer.instruction is not None else None,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler import reference, runtime
-from qcompiler.driver.data import Array, read_samples
+from qcompiler.driver.data import Array, chunks, read_samples
 from qcompiler.driver.evaluate import Sqnr
 from qcompiler.driver.run import keep_valid
 from qcompiler.errors import BundleError
@@ -117,13 +117,17 @@ def verify(
     interpreter = reference.Interpreter(reference.load(bundle / REFERENCE_NAME))
     comparisons = [_Comparison(spec.name) for spec in compiled.outputs]
     with progress_bar("verify", samples.runs, progress) as advance:
-        for valid, inputs in samples.batches():
-            found, wanted = compiled.run(*inputs), interpreter.run(inputs)
-            for comparison, array, value in zip(comparisons, found, wanted, strict=True):
-                comparison.add(
-                    keep_valid(array, valid, samples), keep_valid(value.array, valid, samples), value.exact
-                )
-            advance(1)
+        for chunk in chunks(samples.batches()):
+            found = [compiled.run(*inputs) for _, inputs in chunk]
+            for (valid, inputs), arrays in zip(chunk, found, strict=True):
+                wanted = interpreter.run(inputs)
+                for comparison, array, value in zip(comparisons, arrays, wanted, strict=True):
+                    comparison.add(
+                        keep_valid(array, valid, samples),
+                        keep_valid(value.array, valid, samples),
+                        value.exact,
+                    )
+                advance(1)
     outputs = tuple(comparison.result() for comparison in comparisons)
     return Verification(samples.count, outputs, _fault(outputs))
 
