@@ -72,7 +72,9 @@ class Layer:
 class LowerInteger:
     """Lowers integer operators with ``lowerings``; ``layers`` holds what became of each call."""
 
-    def __init__(self, target: Target, lowerings: Mapping[str, Callable[[relax.Call, Target], Kernel | None]]) -> None:
+    def __init__(
+        self, target: Target, lowerings: Mapping[str, Callable[[relax.Call, Target], Kernel | None]]
+    ) -> None:
         self.target = target
         self.lowerings = lowerings
         self.layers: list[Layer] = []
@@ -94,7 +96,11 @@ class _LowerInteger(Rewriter):
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         name = op_name(value)
         call = self.replaced(value)
-        if name == "relax.permute_dims" and value.attrs.axes is not None and ints(value.attrs.axes) == (0, 2, 3, 1):
+        if (
+            name == "relax.permute_dims"
+            and value.attrs.axes is not None
+            and ints(value.attrs.axes) == (0, 2, 3, 1)
+        ):
             # Quantization of an NCHW input writes NHWC itself; the kernel of the quantize node alone is then dead.
             source = self.was(value.args[0])
             if op_name(source) == "qc.quantize" and FUSED_QUANTIZE in self.options.lowerings:

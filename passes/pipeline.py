@@ -22,8 +22,6 @@ from qcompiler.passes.schedule_float import ScheduleFloat
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
 from qcompiler.targets.base import Target
 
-Pass = Callable[[tvm.IRModule], tvm.IRModule]
-
 log = logging.getLogger(__name__)
 
 
@@ -43,13 +41,13 @@ class Dump:
         self.count += 1
 
 
-def _name(step: Pass) -> str:
+def _name(step: Any) -> str:
     named = getattr(step, "info", None)
     name = str(named.name) if named is not None else type(step).__name__
     return re.sub(r"\W+", "_", name)
 
 
-def _apply(steps: Sequence[Pass], module: tvm.IRModule, dump: Dump) -> tvm.IRModule:
+def _apply(steps: Sequence[Any], module: tvm.IRModule, dump: Dump) -> tvm.IRModule:
     for step in steps:
         module = step(module)
         dump(_name(step), module)

@@ -154,10 +154,8 @@ def _pad(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:
     if len(dims(call)) != 4 or not plan.has_last(call.args[0]):
         return None
     widths = np.asarray(ints(call.attrs.pad_width)).reshape(4, 2)[TO_NHWC].reshape(-1)
-    args = [plan.channels_last(call.args[0]), *(Rewriter.replaced(plan, a) for a in call.args[1:])]
-    attrs = {key: getattr(call.attrs, key) for key in ("pad_mode",)}
-    padded = relax.op.nn.pad(args[0], [int(w) for w in widths], 0, attrs["pad_mode"])
-    return relax.Call(call.op, args, padded.attrs, call.ty_args)
+    x = plan.channels_last(call.args[0])
+    return relax.op.nn.pad(x, [int(w) for w in widths], str(call.attrs.pad_mode), float(call.attrs.pad_value))
 
 
 def _reshape(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:

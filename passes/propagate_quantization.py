@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import tvm
 from tvm import relax
 
 from qcompiler import operators
-from qcompiler.passes.graph import Rewriter, array, constant, dims, dtype, ints, op_name
+from qcompiler.passes.graph import Rewriter, dims, dtype, ints, op_name
 from qcompiler.passes.quantized import Affine, dequantize, dequantized, per_tensor, quantize
 
 
@@ -53,13 +52,12 @@ def _pad(call: relax.Call, x: relax.Expr, affine: Affine) -> relax.Expr | None:
     mode = str(call.attrs.pad_mode)
     if mode != "constant":
         return _same(call, x, affine)
-    value = float(array(call.args[1])) if len(call.args) > 1 else float(getattr(call.attrs, "pad_value", 0.0))
+    value = float(call.attrs.pad_value)
     # Exact only where the fill has a byte of its own.
     q = round(value / affine.scale) + affine.zero_point
     if not 0 <= q <= 255 or (q - affine.zero_point) * affine.scale != value:
         return None
-    fill = constant(np.asarray(q, np.uint8))
-    return relax.Call(call.op, [x, fill], call.attrs, call.ty_args) if len(call.args) > 1 else None
+    return relax.op.nn.pad(x, list(ints(call.attrs.pad_width)), mode, float(q))
 
 
 def _resize2d(call: relax.Call, x: relax.Expr, affine: Affine) -> relax.Expr | None:
@@ -86,6 +84,11 @@ _UPWARD = frozenset({"relax.reshape", "relax.permute_dims", "relax.strided_slice
 
 
 class _PropagateQuantization(Rewriter):
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.tuples: dict[relax.Var, Affine] = {}
+        """Parameters of tuples of bytes, which are dequantized field by field."""
+
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         new = self.replaced(value)
         name = op_name(new)
@@ -112,16 +115,13 @@ class _PropagateQuantization(Rewriter):
             return call
         if isinstance(call.ty, relax.TupleType):
             # Fields are dequantized one by one, where they are taken.
-            self._tuples[self.emit(moved)] = source[1]
-            return next(reversed(self._tuples))
+            fields = self.emit(moved)
+            self.tuples[fields] = source[1]
+            return fields
         return dequantize(self.emit(moved), source[1])
 
-    @property
-    def _tuples(self) -> dict[relax.Var, Affine]:
-        return self.__dict__.setdefault("tuples", {})
-
     def _field(self, item: relax.TupleGetItem) -> relax.Expr:
-        affine = self._tuples.get(item.tuple_value)
+        affine = self.tuples.get(item.tuple_value)
         if affine is None:
             return item
         return dequantize(self.emit(item), affine)

@@ -53,7 +53,11 @@ def _constants(affine: Affine) -> tuple[relax.Expr, relax.Expr]:
 
 def dequantized(expr: relax.Expr) -> tuple[relax.Expr, Affine] | None:
     """The uint8 tensor and parameters behind a dequantize node of an activation."""
-    if op_name(expr) != "relax.dequantize" or dtype(expr.args[0]) != "uint8" or isinstance(expr.args[0], Constant):
+    if (
+        op_name(expr) != "relax.dequantize"
+        or dtype(expr.args[0]) != "uint8"
+        or isinstance(expr.args[0], Constant)
+    ):
         return None
     affine = per_tensor(expr)
     return None if affine is None else (expr.args[0], affine)

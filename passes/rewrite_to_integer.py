@@ -239,7 +239,11 @@ class _RewriteToInteger(Rewriter):
 
     def _matmul(self, call: relax.Call, bias: NDArray[Any] | None, name: str) -> _Layer | None:
         transposed = self.definition(call.args[1])
-        if op_name(transposed) != "relax.permute_dims" or len(dims(transposed)) != 2 or len(dims(call.args[0])) < 2:
+        if (
+            op_name(transposed) != "relax.permute_dims"
+            or len(dims(transposed)) != 2
+            or len(dims(call.args[0])) < 2
+        ):
             return None
         if transposed.attrs.axes is not None and ints(transposed.attrs.axes) != (1, 0):
             return None
@@ -283,7 +287,13 @@ class _RewriteToInteger(Rewriter):
         return result
 
     def _layer_call(
-        self, layer: _Layer, folded: Folded, out: Affine, bounds: _Bounds, residual: relax.Expr | None, out_dtype: str
+        self,
+        layer: _Layer,
+        folded: Folded,
+        out: Affine,
+        bounds: _Bounds,
+        residual: relax.Expr | None,
+        out_dtype: str,
     ) -> relax.Call:
         args = [layer.x, constant(folded.weight), constant(folded.bias), constant(folded.multiplier)]
         if residual is not None and folded.residual is not None:
@@ -358,7 +368,12 @@ def _extents(
 
 def _quantize(x: relax.Expr, affine: Affine) -> relax.Expr:
     return operators.call(
-        "qc.quantize", [x], inv_scale=float(np.float32(1.0 / affine.scale)), zero_point=affine.zero_point, lo=0, hi=255
+        "qc.quantize",
+        [x],
+        inv_scale=float(np.float32(1.0 / affine.scale)),
+        zero_point=affine.zero_point,
+        lo=0,
+        hi=255,
     )
 
 
@@ -383,7 +398,10 @@ class _Borders(Rewriter):
         if source is None or not is_tensor(new):
             return None
         return operators.call(
-            "qc.dequantize", [source[0]], scale=float(np.float32(source[1].scale)), zero_point=source[1].zero_point
+            "qc.dequantize",
+            [source[0]],
+            scale=float(np.float32(source[1].scale)),
+            zero_point=source[1].zero_point,
         )
 
 

@@ -101,7 +101,10 @@ class Chain:
         """The table of the chain quantized to ``out``, or None where it is no chain or a value is not finite."""
         if self.outputs is None or self.source is None or not np.isfinite(self.outputs).all():
             return None
-        return np.clip(np.rint(self.outputs / out.scale) + out.zero_point, 0, 255).astype(np.uint8)
+        table: NDArray[np.uint8] = np.clip(np.rint(self.outputs / out.scale) + out.zero_point, 0, 255).astype(
+            np.uint8
+        )
+        return table
 
     def _evaluate(self, expr: relax.Expr) -> Reals | None:
         if expr in self._values:

@@ -40,7 +40,11 @@ class _UseUnsignedActivations(Rewriter):
             x, scale, zero = self.replaced(value).args
             shifted = constant(array(zero).astype(np.int32) + np.int32(SHIFT))
             return relax.op.quantize(x, scale, shifted, axis=value.attrs.axis, out_dtype="uint8")
-        if name == "relax.dequantize" and dtype(value.args[0]) == "int8" and not isinstance(value.args[0], Constant):
+        if (
+            name == "relax.dequantize"
+            and dtype(value.args[0]) == "int8"
+            and not isinstance(value.args[0], Constant)
+        ):
             x, scale, zero = self.replaced(value).args
             if dtype(x) == "uint8":
                 shifted = constant(array(zero).astype(np.int32) + np.int32(SHIFT))

@@ -11,7 +11,9 @@ from qcompiler.passes.graph import MAIN, array, bindings, dtype, is_tensor, op_n
 
 
 def _refuse(phase: str, binding: relax.VarBinding, fault: str) -> None:
-    raise PassError(f"after phase {phase}, {binding.var.name} ({op_name(binding.value)}) {fault}; report this as a bug")
+    raise PassError(
+        f"after phase {phase}, {binding.var.name} ({op_name(binding.value)}) {fault}; report this as a bug"
+    )
 
 
 def well_formed(module: tvm.IRModule, phase: str) -> None:
@@ -19,7 +21,9 @@ def well_formed(module: tvm.IRModule, phase: str) -> None:
         relax.analysis.well_formed(module)
     except (RuntimeError, ValueError, TypeError) as error:
         fault = str(error).strip().splitlines()[-1]
-        raise PassError(f"after phase {phase} the module is not well-formed: {fault}; report this as a bug") from error
+        raise PassError(
+            f"after phase {phase} the module is not well-formed: {fault}; report this as a bug"
+        ) from error
     if not isinstance(module[MAIN], relax.Function):
         raise PassError(f"after phase {phase} there is no function {MAIN}; report this as a bug")
 
@@ -45,19 +49,30 @@ def integer(module: tvm.IRModule) -> None:
             continue
         attrs = binding.value.attrs
         if "lo" in attrs and not 0 <= int(attrs["lo"]) <= int(attrs["hi"]) <= 255:
-            _refuse("integer", binding, f"has bounds [{attrs['lo']}, {attrs['hi']}]; allowed: within [0, 255]")
+            _refuse(
+                "integer", binding, f"has bounds [{attrs['lo']}, {attrs['hi']}]; allowed: within [0, 255]"
+            )
         if name in ("qc.conv2d", "qc.dense"):
             multiplier = array(binding.value.args[3])
             if not ((multiplier >= 0) & (multiplier < 3.0e38)).all():
                 _refuse("integer", binding, "has a multiplier that is negative or not finite")
             if int(attrs["accumulator_bound"]) >= 2**31:
-                _refuse("integer", binding, f"has accumulators up to {attrs['accumulator_bound']}, beyond int32")
+                _refuse(
+                    "integer", binding, f"has accumulators up to {attrs['accumulator_bound']}, beyond int32"
+                )
 
 
 def physical(module: tvm.IRModule) -> None:
     """Every binding calls a kernel, or only renames, reshapes or groups."""
     well_formed(module, "physical")
-    allowed = {"relax.call_tir", "relax.reshape", "relax.shape_of", "relax.call_pure_packed", "relax.call_dps_packed", ""}
+    allowed = {
+        "relax.call_tir",
+        "relax.reshape",
+        "relax.shape_of",
+        "relax.call_pure_packed",
+        "relax.call_dps_packed",
+        "",
+    }
     for binding in bindings(module):
         if op_name(binding.value) not in allowed:
             _refuse("physical", binding, "has no kernel")

@@ -1,9 +1,9 @@
 """qcompiler: from a trained PyTorch model to a fast, exact int8 shared library.
 
-    import qcompiler
+import qcompiler
 
-    bundle = qcompiler.compile(model, (x,), calibration=batches, output="my-bundle")
-    outputs = qcompiler.load("my-bundle").run(x)
+bundle = qcompiler.compile(model, (x,), calibration=batches, output="my-bundle")
+outputs = qcompiler.load("my-bundle").run(x)
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ class CompileConfig:
         if not 50.0 < self.percentile <= 100.0:
             raise ConfigError(f"percentile is {self.percentile}; it must be above 50 and at most 100")
         if not 0.0 < self.averaging_constant <= 1.0:
-            raise ConfigError(f"averaging_constant is {self.averaging_constant}; it must be above 0 and at most 1")
+            raise ConfigError(
+                f"averaging_constant is {self.averaging_constant}; it must be above 0 and at most 1"
+            )
         if not self.target:
             raise ConfigError("target is empty; run 'qcompile targets' for the known ones")
 

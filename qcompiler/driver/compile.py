@@ -89,7 +89,9 @@ def compile_model(
 def _program(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
     if isinstance(model, torch.nn.Module):
         if example_inputs is None:
-            raise ConfigError("a module needs example_inputs: a tuple of tensors of the shapes to compile for")
+            raise ConfigError(
+                "a module needs example_inputs: a tuple of tensors of the shapes to compile for"
+            )
         return capture.capture(model, example_inputs)
     if example_inputs is not None:
         raise ConfigError("example_inputs go with a module; an exported program has its own")
@@ -101,7 +103,9 @@ def _quantized(
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
     if capture.is_quantized(program):
         if calibration is not None:
-            log.warning("the model is quantized already; its own scales are kept and calibration data is not used")
+            log.warning(
+                "the model is quantized already; its own scales are kept and calibration data is not used"
+            )
         return program, []
     if calibration is None:
         raise CalibrationError(
@@ -121,7 +125,9 @@ def _lowerings(target: Target) -> Any:
         from qcompiler.targets.x86.lowering import LOWERINGS
 
         return LOWERINGS
-    raise TargetError(f"target {target.name} is of the family {target.family}, which has no kernels yet; allowed: x86")
+    raise TargetError(
+        f"target {target.name} is of the family {target.family}, which has no kernels yet; allowed: x86"
+    )
 
 
 def _build(
@@ -141,12 +147,18 @@ def _build(
             outputs=_outputs(program, integer.module),
             target=json.loads(json.dumps(asdict(target), default=_jsonable)),
             versions=Versions(
-                __version__, tvm.__version__, tvm_ffi.__version__, torch.__version__, platform.python_version()
+                __version__,
+                tvm.__version__,
+                tvm_ffi.__version__,
+                torch.__version__,
+                platform.python_version(),
             ),
             layers=tuple(_record(layer, counts) for layer in physical.layers),
             float_operators=float_operators(integer.module, integer.notes, refused),
             alternatives=tuple(
-                TargetNeeds(t.name, t.required_features) for t in registry.known() if t.family == target.family
+                TargetNeeds(t.name, t.required_features)
+                for t in registry.known()
+                if t.family == target.family
             ),
         )
         extra: dict[str, Path | bytes] = {}

@@ -11,7 +11,9 @@ from qcompiler.operators import INTEGER_OPERATORS
 from qcompiler.passes.graph import bindings, dtype, is_tensor, op_name
 from qcompiler.runtime.manifest import FloatRecord
 
-_MOVEMENT = frozenset({"relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten"})
+_MOVEMENT = frozenset(
+    {"relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten"}
+)
 """Operators that compute nothing, whatever the dtype."""
 
 
@@ -35,13 +37,15 @@ def float_operators(
             continue
         operator = name.removeprefix("relax.").removeprefix("nn.")
         place = binding.var.name
-        records.append(FloatRecord(operator, place, notes.get(place) or _reason(operator, place, refused, binding)))
+        records.append(
+            FloatRecord(operator, place, notes.get(place) or _reason(operator, place, refused, binding))
+        )
     return tuple(records)
 
 
 def _reason(operator: str, place: str, refused: Sequence[FloatRecord], binding: relax.VarBinding) -> str:
     for record in refused:
-        readable = record.place.replace(".", "_")
+        readable = record.place.split(",")[0].replace(".", "_")
         if place == readable or place.startswith(f"{readable}_") or place.rstrip("0123456789_") == readable:
             return record.reason
     for record in refused:

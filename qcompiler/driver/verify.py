@@ -128,8 +128,8 @@ def verify(
                         value.exact,
                     )
                 advance(1)
-    outputs = tuple(comparison.result() for comparison in comparisons)
-    return Verification(samples.count, outputs, _fault(outputs))
+    results = tuple(comparison.result() for comparison in comparisons)
+    return Verification(samples.count, results, _fault(results))
 
 
 def _same_bits(a: Array, b: Array) -> npt.NDArray[np.bool_]:

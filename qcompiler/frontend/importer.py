@@ -55,17 +55,20 @@ def _per_tensor(operator: Callable[..., relax.Expr], to_integer: bool) -> Conver
     """Converter of ``(x, scale, zero_point, quant_min, quant_max, dtype)``."""
 
     def convert(node: fx.Node, importer: Any) -> relax.Expr:
-        x, scale, zero_point, low, high, dtype = node.args[:6]
+        args: tuple[Any, ...] = node.args
+        x, scale, zero_point, low, high, dtype = args[:6]
         quantized = _dtype(node, dtype)
         full = {"uint8": (0, 255), "int8": (-128, 127)}[quantized]
         if to_integer and (low, high) != full:
             raise FrontendError(
                 f"{node.target} at {place(node)} has the range [{low}, {high}]; activations use all of {list(full)}"
             )
-        scales = relax.const(float(scale), "float32")  # type: ignore[arg-type]
-        zeros = relax.const(int(zero_point), "int32")  # type: ignore[call-overload]
+        scales = relax.const(float(scale), "float32")
+        zeros = relax.const(int(zero_point), "int32")
         out_dtype = quantized if to_integer else "float32"
-        return importer.block_builder.emit(operator(importer.env[x], scales, zeros, axis=-1, out_dtype=out_dtype))
+        return importer.block_builder.emit(
+            operator(importer.env[x], scales, zeros, axis=-1, out_dtype=out_dtype)
+        )
 
     return convert
 
@@ -74,13 +77,14 @@ def _per_channel(operator: Callable[..., relax.Expr], to_integer: bool) -> Conve
     """Converter of ``(x, scales, zero_points, axis, quant_min, quant_max, dtype)``."""
 
     def convert(node: fx.Node, importer: Any) -> relax.Expr:
-        x, scales, zero_points, axis, _, _, dtype = node.args[:7]
+        args: tuple[Any, ...] = node.args
+        x, scales, zero_points, axis, _, _, dtype = args[:7]
         quantized = _dtype(node, dtype)
         emit, env = importer.block_builder.emit, importer.env
         scale = emit(relax.op.astype(env[scales], "float32"))
         zero_point = emit(relax.op.astype(env[zero_points], "int32"))
         out_dtype = quantized if to_integer else "float32"
-        return emit(operator(env[x], scale, zero_point, axis=int(axis), out_dtype=out_dtype))  # type: ignore[call-overload]
+        return emit(operator(env[x], scale, zero_point, axis=int(axis), out_dtype=out_dtype))
 
     return convert
 
@@ -91,6 +95,10 @@ _CONVERTERS: dict[str, Converter] = {
     "quantize_per_channel.default": _per_channel(relax.op.quantize, True),
     "dequantize_per_channel.default": _per_channel(relax.op.dequantize, False),
 }
+
+
+def _ignoring_importer(convert: Callable[[fx.Node], relax.Expr]) -> Converter:
+    return lambda node, _importer: convert(node)
 
 
 class _Importer(ExportedProgramImporter):  # type: ignore[misc]
@@ -111,7 +119,7 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
                 converters[name] = self._named(_CONVERTERS[name])
             elif name in self.convert_map:
                 convert = self.convert_map[name]
-                converters[name] = self._named(lambda n, _importer, convert=convert: convert(n))
+                converters[name] = self._named(_ignoring_importer(convert))
             else:
                 line = source_line(node)
                 raise UnsupportedOperatorError(
@@ -183,4 +191,6 @@ def import_program(program: ExportedProgram) -> tvm.IRModule:
         FrontendError: quantized tensors have a dtype or range that no target has.
     """
     importer = _Importer()
-    return importer.from_exported_program(program, False, False, False, importer.wrapped(list(program.graph.nodes)))
+    return importer.from_exported_program(
+        program, False, False, False, importer.wrapped(list(program.graph.nodes))
+    )

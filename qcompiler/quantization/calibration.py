@@ -137,9 +137,13 @@ def _batched(elements: Sequence[Sequence[Any]], inputs: Sequence[InputInfo], whe
     size, count = inputs[0].shape[0] if inputs[0].shape else 1, counts.pop()
     whole = count // size
     if whole == 0:
-        raise CalibrationError(f"{count} calibration samples {where} do not fill one batch of {size}; give more")
+        raise CalibrationError(
+            f"{count} calibration samples {where} do not fill one batch of {size}; give more"
+        )
     if count % size:
-        log.warning("%d of %d calibration samples are left out: the model's batch is %d", count % size, count, size)
+        log.warning(
+            "%d of %d calibration samples are left out: the model's batch is %d", count % size, count, size
+        )
     return [tuple(t[k * size : (k + 1) * size] for t in joined) for k in range(whole)]
 
 
@@ -162,5 +166,7 @@ def _checked(value: Any, info: InputInfo, position: int, elements: int) -> torch
         raise CalibrationError(f"{name} has shape {list(tensor.shape)}; expected: [{wanted}]")
     if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
         sample = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(dim=1).nonzero()[0])
-        raise CalibrationError(f"{name} has a value that is not finite in sample {sample}; remove or repair it")
+        raise CalibrationError(
+            f"{name} has a value that is not finite in sample {sample}; remove or repair it"
+        )
     return tensor

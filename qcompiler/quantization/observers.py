@@ -181,5 +181,5 @@ def activation_observer(config: CompileConfig) -> Callable[..., Any]:
     if config.observer == "percentile":
         return PercentileObserver.with_args(percentile=config.percentile)  # type: ignore[no-any-return]
     if config.observer == "mse":
-        return MSEObserver  # type: ignore[no-any-return]
+        return MSEObserver
     return MinMaxObserver.with_args(eps=SMALLEST_SCALE)  # type: ignore[no-any-return]

@@ -116,7 +116,9 @@ def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_
             inside += [j >= left, j < w + left]
         if channels > c:
             inside += [k < c]
-        return tirx.if_then_else(tirx.all(*inside), x[b, i - top, j - left, k], tirx.const(pad_value, "uint8"))
+        return tirx.if_then_else(
+            tirx.all(*inside), x[b, i - top, j - left, k], tirx.const(pad_value, "uint8")
+        )
 
     return te.compute((n, h + top + bottom, full, channels), element, name="pad")
 
@@ -260,7 +262,9 @@ def conv2d(
     requantized = te.compute((n, oh, computed, cut.blocks, lanes), finished, name="requantize")
     if matrix:
         out = te.compute(
-            (ow, co), lambda m, c: requantized[0, 0, m, tirx.floordiv(c, lanes), tirx.floormod(c, lanes)], name="out"
+            (ow, co),
+            lambda m, c: requantized[0, 0, m, tirx.floordiv(c, lanes), tirx.floormod(c, lanes)],
+            name="out",
         )
     else:
         out = te.compute(

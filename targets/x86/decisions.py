@@ -91,7 +91,9 @@ def conv_decision(
 def depthwise_tile(target: Target, width: int) -> int:
     """Output columns of a depthwise tile: accumulators and widened inputs share the registers."""
     budget = 8 if target.vector_registers >= 32 else 4
-    return min(range(1, min(width, budget) + 1), key=lambda t: (ceil_div(width, t) * t / width * (1 + 1 / t), -t))
+    return min(
+        range(1, min(width, budget) + 1), key=lambda t: (ceil_div(width, t) * t / width * (1 + 1 / t), -t)
+    )
 
 
 def divisor_at_most(n: int, limit: int) -> int:

@@ -71,7 +71,9 @@ def add(
     b = te.placeholder(tuple(b_shape), "uint8", name="b")
 
     def element(*index: tirx.Var) -> Expr:
-        total = i32(_broadcast(a, index)) * multipliers[0] + i32(_broadcast(b, index)) * multipliers[1] + offset
+        total = (
+            i32(_broadcast(a, index)) * multipliers[0] + i32(_broadcast(b, index)) * multipliers[1] + offset
+        )
         shifted = total >> shift if shift else total
         bounded = tirx.max(shifted, tirx.const(lo, "int32"))
         return tirx.min(bounded.astype("uint32"), tirx.const(hi, "uint32")).astype("uint8")
@@ -148,7 +150,9 @@ def max_pool2d(
     rp, rq = te.reduce_axis((0, pool_size[0]), "rp"), te.reduce_axis((0, pool_size[1]), "rq")
     out = te.compute(
         (n, *out_size, c),
-        lambda b, i, j, k: te.max(_looped(x, (b, i, j, k), rp, rq, strides, padding, dilation, zero), axis=[rp, rq]),
+        lambda b, i, j, k: te.max(
+            _looped(x, (b, i, j, k), rp, rq, strides, padding, dilation, zero), axis=[rp, rq]
+        ),
         name="out",
     )
     return Kernel([x, out], whole=False, padded=False)
@@ -181,7 +185,11 @@ def avg_pool2d(
     total = te.compute(
         (n, *out_size, c),
         lambda b, i, j, k: te.sum(
-            i32(_looped(x, (b, i, j, k), rp, rq, strides, padding, (1, 1), tirx.const(input_zero_point, "uint8"))),
+            i32(
+                _looped(
+                    x, (b, i, j, k), rp, rq, strides, padding, (1, 1), tirx.const(input_zero_point, "uint8")
+                )
+            ),
             axis=[rp, rq],
         ),
         name="acc",

@@ -93,7 +93,8 @@ def vpmaddwd(lanes: int) -> PrimFunc:
                     T.llvm_lookup_intrinsic_id(intrinsic),
                     T.bitwise_and(
                         T.reinterpret(
-                            T.broadcast(T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"), lanes), dtype=half
+                            T.broadcast(T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"), lanes),
+                            dtype=half,
                         ),
                         T.broadcast(T.int16(255), lanes * 2),
                     ),

@@ -53,7 +53,9 @@ def ints(attr: Sequence[Any]) -> tuple[Any, ...]:
 
 def requantization(attrs: Any, magnitude: float) -> computes.Requantization:
     """The operator's last step, for scaled values of at most ``magnitude``."""
-    return computes.Requantization(int(attrs["zero_point"]), int(attrs["lo"]), int(attrs["hi"]), magnitude < 2**30)
+    return computes.Requantization(
+        int(attrs["zero_point"]), int(attrs["lo"]), int(attrs["hi"]), magnitude < 2**30
+    )
 
 
 def _epilogue(call: relax.Call, accumulator_bound: int) -> computes.Epilogue:
@@ -72,7 +74,12 @@ def _channel_args(call: relax.Call, blocks: int, lanes: int) -> list[relax.Expr]
 
 
 def _lower_dense_conv(
-    call: relax.Call, shape: computes.ConvShape, weight: NDArray[np.int8], pad_value: int, target: Target, matrix: bool
+    call: relax.Call,
+    shape: computes.ConvShape,
+    weight: NDArray[np.int8],
+    pad_value: int,
+    target: Target,
+    matrix: bool,
 ) -> Lowered:
     lanes = decisions.choose_lanes(target, shape.out_channels)
     cut = layouts.channel_blocks(shape.in_channels, shape.out_channels, shape.groups, lanes)
@@ -136,7 +143,10 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     )
     args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], lanes)]
     return Lowered(
-        schedules.finish(sch), args, None, "depthwise: one product a channel and tap, no sum for a dot product"
+        schedules.finish(sch),
+        args,
+        None,
+        "depthwise: one product a channel and tap, no sum for a dot product",
     )
 
 
@@ -149,7 +159,12 @@ def lower_dense(call: relax.Call, target: Target) -> Lowered:
 
 
 def _spatial(
-    kernel: elementwise.Kernel, args: list[relax.Expr], target: Target, *, element_bytes: int, reason: str | None = None
+    kernel: computes.Kernel,
+    args: list[relax.Expr],
+    target: Target,
+    *,
+    element_bytes: int,
+    reason: str | None = None,
 ) -> Lowered:
     sch = schedules.start(kernel)
     shapes = [tuple(int(d) for d in t.shape) for t in kernel.tensors]

@@ -81,5 +81,7 @@ def table_lookup(shape: Sequence[int]) -> tirx.PrimFunc:
         value = tirx.BufferLoad(table, [tirx.BufferLoad(flat_x, [position]).astype("int32")])
         store = tirx.BufferStore(flat_out, value, [position])
         stores.append(tirx.For(rest, 0, total % LOOKUP, tirx.ForKind.SERIAL, store))
-    body = tirx.SeqStmt([tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat_out, data=out.data), *stores])
+    body = tirx.SeqStmt(
+        [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat_out, data=out.data), *stores]
+    )
     return mark_scheduled(tirx.PrimFunc([x, table, out], body).with_attr("tirx.noalias", True))
