@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.observer import MinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
@@ -17,7 +16,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from qcompiler.config import CompileConfig
-from qcompiler.quantization.observers import activation_observer
+from qcompiler.quantization.observers import MinMaxObserver, activation_observer
 from qcompiler.quantization.operator_classes import (
     MATMUL_CLASSES,
     SHARING_CLASSES,
@@ -29,7 +28,7 @@ from qcompiler.quantization.operator_classes import (
 from qcompiler.quantization.patterns import Unit, find_units
 from qcompiler.quantization.places import FloatOperator, kept_float, place
 from qcompiler.quantization.selection import Selection, float_reason, select
-from qcompiler.quantization.weights import SMALLEST_SCALE, PerChannelWeightObserver
+from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
 
 _ANNOTATION = "quantization_annotation"
@@ -83,7 +82,7 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         self.float_operators: list[FloatOperator] = []
         self.selection = Selection((), frozenset())
         self._activation = self._activation_spec(activation_observer(config))
-        self._constant = self._activation_spec(MinMaxObserver.with_args(eps=SMALLEST_SCALE))
+        self._constant = self._activation_spec(MinMaxObserver)
         self._weight = QuantizationSpec(
             dtype=torch.int8,
             observer_or_fake_quant_ctr=PerChannelWeightObserver,

@@ -1,24 +1,27 @@
 """How the ranges of activations are found.
 
-Every observer gives a range that includes zero, as one scale and zero point for uint8: ``scale = (high - low) / 255``,
-``zero_point = rne(-low / scale)``. Memory does not grow with the number of batches.
+Every observer gives a range that includes zero, as one scale and zero point for the quantized range
+``[quant_min, quant_max]``: ``scale = (high - low) / (quant_max - quant_min)``,
+``zero_point = rne(quant_min - low / scale)``. Memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torchao.quantization.pt2e.observer import MinMaxObserver, ObserverBase
+from torchao.quantization.pt2e.observer import ObserverBase
 
 from qcompiler.config import CompileConfig
 
 SMALLEST_SCALE = 2.0**-60
 """Scale of a tensor that is always zero: a normal float32 whose inverse is one too."""
 
-BINS = 2048
-"""Bins of a histogram: eight for every step of the quantized range."""
+BINS = 8192
+"""Bins of a histogram. A tensor without negative values fills at least a quarter of them: half of the bins
+are for each sign, and the reach is a power of two. That leaves eight bins for each of 256 steps."""
 
 
 class _AffineObserver(ObserverBase):  # type: ignore[misc]
@@ -35,19 +38,44 @@ class _AffineObserver(ObserverBase):  # type: ignore[misc]
         super().__init__(dtype=dtype, is_dynamic=False)
         self.qscheme = qscheme
         self.quant_min, self.quant_max = quant_min, quant_max
-        self.eps = SMALLEST_SCALE
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Takes note of the values of ``x``, float32 of any shape, and returns it."""
+        if x.numel():
+            low, high = (float(v) for v in torch.aminmax(x.detach()))
+            self.observe(x.detach(), low, high)
+        return x
+
+    def observe(self, x: torch.Tensor, low: float, high: float) -> None:
+        """Takes note of ``x``, which is not empty and has the extremes ``low`` and ``high``."""
+        raise NotImplementedError
 
     def range(self) -> tuple[float, float]:
+        """The range of what was observed; ``(0, 0)`` for nothing."""
         raise NotImplementedError
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """One scale (float32) and one zero point (int64)."""
+        """One scale (float32, positive and finite) and one zero point (int64)."""
         low, high = self.range()
         low, high = min(low, 0.0), max(high, 0.0)
-        steps = self.quant_max - self.quant_min
-        scale = max((high - low) / steps, self.eps)
+        # In double precision: the difference of two float32 numbers may be none.
+        scale = max((high - low) / (self.quant_max - self.quant_min), SMALLEST_SCALE)
         zero_point = min(max(round(self.quant_min - low / scale), self.quant_min), self.quant_max)
         return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point], dtype=torch.int64)
+
+
+class MinMaxObserver(_AffineObserver):
+    """The extremes of everything seen."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.low, self.high = 0.0, 0.0
+
+    def observe(self, x: torch.Tensor, low: float, high: float) -> None:
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def range(self) -> tuple[float, float]:
+        return self.low, self.high
 
 
 class MovingAverageObserver(_AffineObserver):
@@ -62,55 +90,49 @@ class MovingAverageObserver(_AffineObserver):
         self.averaging_constant = averaging_constant
         self.extremes: tuple[float, float] | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.numel():
-            new = tuple(float(v) for v in torch.aminmax(x.detach()))
-            if self.extremes is None:
-                self.extremes = (new[0], new[1])
-            else:
-                c = self.averaging_constant
-                low, high = self.extremes
-                self.extremes = (low + c * (new[0] - low), high + c * (new[1] - high))
-        return x
+    def observe(self, x: torch.Tensor, low: float, high: float) -> None:
+        old_low, old_high = self.extremes or (low, high)
+        c = self.averaging_constant
+        self.extremes = (old_low + c * (low - old_low), old_high + c * (high - old_high))
 
     def range(self) -> tuple[float, float]:
         return self.extremes or (0.0, 0.0)
 
 
 class HistogramObserver(_AffineObserver):
-    """A histogram whose range grows by powers of two, so that old counts move into whole new bins."""
+    """A histogram over ``[-reach, reach]``.
+
+    The reach is a power of two and grows by doubling, by which old counts move into whole new bins. So the
+    counts do not depend on how the data is cut into batches, nor on their order.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.counts = torch.zeros(BINS, dtype=torch.float64)
-        self.reach = 0.0
+        self.zeros = 0
+        self.reach = SMALLEST_SCALE
         self.low, self.high = 0.0, 0.0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        values = x.detach().float().reshape(-1)
-        if values.numel() == 0:
-            return x
-        low, high = (float(v) for v in torch.aminmax(values))
+    def observe(self, x: torch.Tensor, low: float, high: float) -> None:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(-low, high))
-        if self.reach > 0.0:
-            self.counts += torch.histc(values, BINS, -self.reach, self.reach).double()
-        return x
+        # Scaled to [-1, 1] first: the width 2 * reach need not be a float32.
+        self.counts += torch.histc(x.float() * (1.0 / self.reach), BINS, -1.0, 1.0).double()
+        self.zeros += x.numel() - int(x.count_nonzero())
 
-    def _grow(self, reach: float) -> None:
-        if self.reach == 0.0:
-            self.reach = reach
-            return
-        while self.reach < reach:
+    def _grow(self, extreme: float) -> None:
+        if not self.counts.any():
+            self.reach = max(self.reach, 2.0 ** math.ceil(math.log2(extreme)) if extreme else 0.0)
+        while self.reach < extreme:
             joined = self.counts.reshape(-1, 2).sum(dim=1)
             self.counts = torch.zeros_like(self.counts)
             self.counts[BINS // 4 : BINS // 4 + BINS // 2] = joined
             self.reach *= 2.0
 
     @property
-    def centers(self) -> torch.Tensor:
-        width = 2.0 * self.reach / BINS
-        return -self.reach + width * (torch.arange(BINS, dtype=torch.float64) + 0.5)
+    def width(self) -> float:
+        """Width of a bin."""
+        return 2.0 * self.reach / BINS
 
 
 class PercentileObserver(HistogramObserver):
@@ -130,11 +152,10 @@ class PercentileObserver(HistogramObserver):
             return self.low, self.high
         outside = total * (1.0 - self.percentile / 100.0) / 2.0
         cumulative = self.counts.cumsum(0)
-        width = 2.0 * self.reach / BINS
         first = int((cumulative <= outside).sum())
         last = int((cumulative < total - outside).sum())
-        low = -self.reach + width * first
-        high = -self.reach + width * (min(last, BINS - 1) + 1)
+        low = -self.reach + self.width * first
+        high = -self.reach + self.width * (min(last, BINS - 1) + 1)
         return max(low, self.low), min(high, self.high)
 
 
@@ -145,10 +166,12 @@ class MSEObserver(HistogramObserver):
     """Candidates for each end of the range, from the extreme inwards."""
 
     def range(self) -> tuple[float, float]:
-        if self.reach == 0.0:
-            return self.low, self.high
-        used = self.counts > 0
-        centers, counts = self.centers[used], self.counts[used]
+        counts = self.counts.clone()
+        # Zero has an exact quantized value in every range, and after a relu half of all values are zero.
+        counts[BINS // 2] -= self.zeros
+        used = counts > 0
+        counts = counts[used]
+        centers = (-self.reach + self.width * (torch.arange(BINS, dtype=torch.float64) + 0.5))[used]
         low, high = self.low, self.high
         # One end after the other, twice: the error is smooth in each.
         for _ in range(2):
@@ -160,12 +183,11 @@ class MSEObserver(HistogramObserver):
         self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float, *, at_low: bool
     ) -> float:
         extreme = self.low if at_low else self.high
-        shares = torch.arange(1, self.STEPS + 1, dtype=torch.float64) / self.STEPS
+        shares = torch.arange(self.STEPS, 0, -1, dtype=torch.float64) / self.STEPS
         candidates = shares * extreme
         lows = candidates if at_low else torch.full_like(candidates, low)
         highs = torch.full_like(candidates, high) if at_low else candidates
-        steps = self.quant_max - self.quant_min
-        scales = ((highs - lows) / steps).clamp(min=self.eps)
+        scales = ((highs - lows) / (self.quant_max - self.quant_min)).clamp(min=SMALLEST_SCALE)
         clipped = torch.minimum(torch.maximum(centers[None, :], lows[:, None]), highs[:, None])
         clipping = ((centers[None, :] - clipped) ** 2 * counts).sum(dim=1)
         # Inside the range the error of rounding is uniform over a step: its variance is scale**2 / 12.
@@ -176,10 +198,10 @@ class MSEObserver(HistogramObserver):
 
 def activation_observer(config: CompileConfig) -> Callable[..., Any]:
     """Constructor of the observer of activations that ``config`` asks for."""
-    if config.observer == "moving-average":
-        return MovingAverageObserver.with_args(averaging_constant=config.averaging_constant)  # type: ignore[no-any-return]
-    if config.observer == "percentile":
-        return PercentileObserver.with_args(percentile=config.percentile)  # type: ignore[no-any-return]
-    if config.observer == "mse":
-        return MSEObserver
-    return MinMaxObserver.with_args(eps=SMALLEST_SCALE)  # type: ignore[no-any-return]
+    constructors: dict[str, Callable[..., Any]] = {
+        "minmax": MinMaxObserver,
+        "moving-average": MovingAverageObserver.with_args(averaging_constant=config.averaging_constant),
+        "percentile": PercentileObserver.with_args(percentile=config.percentile),
+        "mse": MSEObserver,
+    }
+    return constructors[config.observer]

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
 
-SMALLEST_SCALE = 2.0**-60
-"""Scale of a channel whose weights are all zero."""
+from qcompiler.quantization.observers import SMALLEST_SCALE
 
 SMALLEST_PRODUCT = 2.0**-100
 """Smallest product of a layer's input scale and weight scale: normal in float32, with room for division."""
