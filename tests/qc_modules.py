@@ -1,0 +1,193 @@
+"""Modules of a few calls built by hand, compiled in process, and compared with the reference interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from qcompiler.passes import pipeline
+from qcompiler.passes.graph import bindings, op_name
+from qcompiler.reference import interpret
+from qcompiler.targets import registry
+from qcompiler.targets.base import Target
+from qcompiler.targets.host import read_host
+from qcompiler.targets.x86.lowering import LOWERINGS
+
+T = TypeVar("T")
+
+TARGETS = ("native", "x86-avx512-vnni", "x86-avx512", "x86-avx2", "x86-avx-vnni")
+"""Targets that the kernels are built for: this machine's, and one of each instruction and width."""
+
+Input = tuple[tuple[int, ...], str]
+"""Shape and dtype of a parameter."""
+
+Emit = Callable[[relax.Expr], relax.Var]
+
+
+def make(build: Callable[..., Any], *inputs: Input) -> tvm.IRModule:
+    """Module whose ``main`` takes ``inputs`` and returns ``build(emit, *parameters)``.
+
+    ``build`` binds intermediate values with ``emit`` and returns an expression or a tuple of expressions.
+    """
+    builder = relax.BlockBuilder()
+    parameters = [relax.Var(f"x{k}", relax.TensorType(shape, dtype)) for k, (shape, dtype) in enumerate(inputs)]
+    with builder.function("main", parameters):
+        with builder.dataflow():
+            result = build(builder.emit, *parameters)
+            if isinstance(result, tuple):
+                result = relax.Tuple(list(result))
+            output = builder.emit_output(result)
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+def const(values: Any, dtype: str | None = None) -> relax.Expr:
+    array = np.ascontiguousarray(np.asarray(values, dtype))
+    return relax.const(array, array.dtype.name)
+
+
+def q(x: relax.Expr, scale: float, zero_point: int = 0, dtype: str = "uint8") -> relax.Expr:
+    return relax.op.quantize(x, const(scale, "float32"), const(zero_point, "int32"), axis=-1, out_dtype=dtype)
+
+
+def dq(x: relax.Expr, scale: float, zero_point: int = 0) -> relax.Expr:
+    return relax.op.dequantize(x, const(scale, "float32"), const(zero_point, "int32"), axis=-1, out_dtype="float32")
+
+
+def dq_weight(values: np.ndarray, scales: Any, zero_points: Any = None, axis: int = 0) -> relax.Expr:
+    scales = np.asarray(scales, np.float32)
+    zeros = np.zeros(scales.shape, np.int32) if zero_points is None else np.asarray(zero_points, np.int32)
+    return relax.op.dequantize(const(values), const(scales), const(zeros), axis=axis, out_dtype="float32")
+
+
+def operators(module: tvm.IRModule) -> list[str]:
+    """Names of the operators that ``main`` calls, in order."""
+    return [op_name(b.value) for b in bindings(module) if op_name(b.value)]
+
+
+def assert_equal(after: tvm.IRModule, expected: tvm.IRModule) -> None:
+    tvm.ir.assert_structural_equal(after, expected, map_free_vars=True)
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Runs in a new thread: TVM's worker pool belongs to the thread, and other tests look at their own."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(function).result()
+
+
+def runs_here(target: Target) -> bool:
+    return frozenset(target.required_features) <= read_host().features
+
+
+def build(module: tvm.IRModule, target: Target) -> Any:
+    """Executable of a module of integer operators."""
+    tvm_target = registry.to_tvm(target, 2)
+    dump = pipeline.Dump(None)
+    physical = pipeline.to_physical(module, target, tvm_target, LOWERINGS, dump)
+    return relax.build(pipeline.to_machine(physical.module, tvm_target, dump), tvm_target, relax_pipeline=None)
+
+
+def run(executable: Any, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    """Outputs, flattened, for each of ``samples``."""
+
+    def work() -> list[list[np.ndarray]]:
+        machine = relax.VirtualMachine(executable, tvm.cpu())
+        results = []
+        for arrays in samples:
+            out = machine["main"](*(tvm.runtime.tensor(a) for a in arrays))
+            fields = [out] if isinstance(out, tvm.runtime.Tensor) else list(out)
+            results.append([f.numpy() for f in fields])
+        return results
+
+    return in_thread(work)
+
+
+def reference(module: tvm.IRModule, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    def work() -> list[list[np.ndarray]]:
+        results = []
+        for arrays in samples:
+            values = interpret(module, arrays)
+            assert all(v.exact for v in values)
+            results.append([v.array for v in values])
+        return results
+
+    return in_thread(work)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call to compare.
+
+    Attributes:
+        name: for the test's id.
+        inputs: shapes and dtypes of its operands that are computed.
+        build: makes the call from ``emit`` and the operands.
+        reals: range of float32 operands.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    build: Callable[..., relax.Expr]
+    reals: float = 1000.0
+
+
+def samples(inputs: Sequence[tuple[Input, float]]) -> list[list[np.ndarray]]:
+    """Random bytes, all 0, all 255; and for float32 random numbers with halves, infinities and the like."""
+    rng = np.random.default_rng(0)
+    result = []
+    for fill in (None, 0, 255):
+        arrays = []
+        for (shape, dtype), reals in inputs:
+            if dtype == "uint8":
+                array = rng.integers(0, 256, shape, np.uint8) if fill is None else np.full(shape, fill, np.uint8)
+            else:
+                array = (rng.uniform(-reals, reals, shape) if fill != 0 else rng.integers(-40, 40, shape) / 2).astype(
+                    np.float32
+                )
+                if fill == 255:
+                    special = np.array([3.0e38, -3.0e38, np.inf, -np.inf, 0.0, -0.0, 1e-45, 2.0**31], np.float32)
+                    array.reshape(-1)[: special.size] = special[: array.size]
+            arrays.append(array)
+        result.append(arrays)
+    return result
+
+
+class Suite:
+    """Cases that are compiled together, once a target, and compared one by one."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        assert len({case.name for case in cases}) == len(cases)
+        self.cases = {case.name: case for case in cases}
+        self._samples = samples([(i, case.reals) for case in cases for i in case.inputs])
+        self._expected = cache(lambda: reference(self.module(), self._samples))
+        self._actual = cache(lambda name: run(self._executable(name), self._samples))
+        self._executable = cache(lambda name: build(self.module(), registry.resolve(name)))
+
+    def module(self) -> tvm.IRModule:
+        def outputs(emit: Emit, *parameters: relax.Var) -> tuple[relax.Expr, ...]:
+            rest = list(parameters)
+            results = []
+            for case in self.cases.values():
+                operands, rest = rest[: len(case.inputs)], rest[len(case.inputs) :]
+                results.append(emit(case.build(emit, *operands)))
+            return tuple(results)
+
+        return make(outputs, *(i for case in self.cases.values() for i in case.inputs))
+
+    def check(self, name: str, target_name: str) -> None:
+        """Asserts that the kernel of case ``name`` agrees in every bit; only builds it where it cannot run."""
+        assert self._executable(target_name) is not None
+        if not runs_here(registry.resolve(target_name)):
+            pytest.skip(f"built, not run: this CPU lacks features of {target_name}")
+        position = list(self.cases).index(name)
+        for given, actual, expected in zip(self._samples, self._actual(target_name), self._expected(), strict=True):
+            assert actual[position].dtype == expected[position].dtype
+            np.testing.assert_array_equal(actual[position], expected[position], err_msg=f"inputs of {given[0].dtype}")
