@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,6 +16,8 @@ from qcompiler.errors import CalibrationError
 
 LABELS = "labels"
 """Array of an ``.npz`` file that is no input of the model: the right class of each sample."""
+
+_ADVICE = "write one with numpy.savez(path, x=array), an array an input"
 
 Batch = tuple[torch.Tensor, ...]
 T = TypeVar("T")
@@ -37,7 +40,8 @@ def load_npz(path: str | Path, inputs: Sequence[InputInfo]) -> list[Batch]:
     """Batches from an ``.npz`` file with an array an input, whose first axis is the sample.
 
     A model with one input takes the only array there is, ``labels`` aside, whatever its name. Samples beyond the last
-    whole batch of the model's batch size are left out, and that is logged.
+    whole batch of the model's batch size are left out, and that is logged. For a model whose inputs have no common
+    batch size the arrays are one batch, of exactly the inputs' shapes.
 
     Args:
         path: the file; nothing of it is unpickled.
@@ -46,9 +50,8 @@ def load_npz(path: str | Path, inputs: Sequence[InputInfo]) -> list[Batch]:
     Raises:
         CalibrationError: the file cannot be read, an array is missing, misshapen, empty, or not finite.
     """
-    arrays = _read(Path(path))
-    named = _by_name(arrays, inputs, str(path))
-    return _batched([named], inputs, f"in {path}")
+    arrays = _by_name(_read(Path(path)), inputs, str(path))
+    return _batched([arrays], inputs, f"in {path}")
 
 
 def from_iterable(batches: Iterable[Any], inputs: Sequence[InputInfo]) -> list[Batch]:
@@ -56,14 +59,20 @@ def from_iterable(batches: Iterable[Any], inputs: Sequence[InputInfo]) -> list[B
 
     Args:
         batches: each element a tensor or an array (a model with one input), a tuple or list with one an input, or a
-            dictionary by input name; with any number of samples along the first axis.
+            dictionary by input name; with any number of samples along the first axis, or exactly one batch if the
+            model's inputs have no common batch size. A single tensor, array or dictionary is one element.
         inputs: the model's inputs, with the batch size in their shapes.
 
     Raises:
         CalibrationError: an element is misshapen, of another type, or not finite; or there is none.
     """
-    if isinstance(batches, torch.Tensor | np.ndarray):
+    if isinstance(batches, torch.Tensor | np.ndarray | Mapping):
         batches = [batches]
+    if not isinstance(batches, Iterable) or isinstance(batches, str):
+        raise CalibrationError(
+            f"calibration data is a {type(batches).__name__}; give an iterable of batches: tensors, arrays, or tuples "
+            "or dictionaries of them"
+        )
     elements = []
     for position, element in enumerate(batches):
         where = f"element {position} of the calibration data"
@@ -71,12 +80,12 @@ def from_iterable(batches: Iterable[Any], inputs: Sequence[InputInfo]) -> list[B
             named = {str(key): value for key, value in element.items()}
             elements.append(_by_name(named, inputs, where))
             continue
-        values = tuple(element) if isinstance(element, tuple | list) else (element,)
+        values = list(element) if isinstance(element, tuple | list) else [element]
         if len(values) != len(inputs):
             raise CalibrationError(
                 f"{where} has {len(values)} tensors; the model has {len(inputs)} inputs: {_names(inputs)}"
             )
-        elements.append(list(values))
+        elements.append(values)
     return _batched(elements, inputs, "given")
 
 
@@ -92,16 +101,16 @@ def track(batches: Sequence[T], enabled: bool) -> Iterator[T]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CalibrationError(f"calibration file {path} does not exist; {_ADVICE}")
+    if not zipfile.is_zipfile(path):
+        raise CalibrationError(f"calibration file {path} is no .npz file; {_ADVICE}")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise CalibrationError(f"calibration file {path} does not exist") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise CalibrationError(
-            f"calibration file {path} is no .npz file of plain arrays: {str(error).splitlines()[0]}; "
-            "write one with numpy.savez(path, x=array)"
-        ) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CalibrationError(f"calibration file {path} cannot be read: {reason}; {_ADVICE}") from error
 
 
 def _names(inputs: Sequence[InputInfo]) -> str:
@@ -121,20 +130,36 @@ def _by_name(arrays: Mapping[str, Any], inputs: Sequence[InputInfo], where: str)
     )
 
 
+def _batch_size(inputs: Sequence[InputInfo]) -> int | None:
+    """The first extent, if all inputs have the same; else the model has no batch axis."""
+    sizes = {i.shape[0] if i.shape else None for i in inputs}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def _batched(elements: Sequence[Sequence[Any]], inputs: Sequence[InputInfo], where: str) -> list[Batch]:
     """Elements of any number of samples, joined and cut into the model's batch size."""
-    columns = [
-        [_checked(element[k], info, position, len(elements)) for position, element in enumerate(elements)]
-        for k, info in enumerate(inputs)
+    size = _batch_size(inputs)
+    checked = [
+        tuple(
+            _checked(
+                value, info, f"{info.name} of element {position}" if len(elements) > 1 else info.name, size
+            )
+            for value, info in zip(element, inputs, strict=True)
+        )
+        for position, element in enumerate(elements)
     ]
-    if not elements or any(sum(len(t) for t in column) == 0 for column in columns):
+    if not checked:
         raise CalibrationError(f"no calibration samples {where}; a few hundred are a good number")
-    joined = [torch.cat(column) for column in columns]
+    if size is None:
+        return checked
+    joined = [torch.cat(column) for column in zip(*checked, strict=True)]
     counts = {len(t) for t in joined}
     if len(counts) > 1:
         described = ", ".join(f"{i.name}: {len(t)}" for i, t in zip(inputs, joined, strict=True))
         raise CalibrationError(f"inputs {where} have different numbers of samples: {described}")
-    size, count = inputs[0].shape[0] if inputs[0].shape else 1, counts.pop()
+    count = counts.pop()
+    if count == 0:
+        raise CalibrationError(f"no calibration samples {where}; a few hundred are a good number")
     whole = count // size
     if whole == 0:
         raise CalibrationError(
@@ -147,26 +172,44 @@ def _batched(elements: Sequence[Sequence[Any]], inputs: Sequence[InputInfo], whe
     return [tuple(t[k * size : (k + 1) * size] for t in joined) for k in range(whole)]
 
 
-def _checked(value: Any, info: InputInfo, position: int, elements: int) -> torch.Tensor:
-    """A tensor of the input's dtype and sample shape, all finite."""
-    name = info.name if elements == 1 else f"{info.name} of element {position}"
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
-    if not isinstance(value, torch.Tensor):
-        raise CalibrationError(f"{name} is a {type(value).__name__}; allowed: tensors and NumPy arrays")
-    tensor = value.detach().cpu()
-    if tensor.dtype != info.dtype:
-        if not (tensor.dtype.is_floating_point and info.dtype.is_floating_point):
-            raise CalibrationError(f"{name} has dtype {tensor.dtype}; the model's input has {info.dtype}")
-        tensor = tensor.to(info.dtype)
-    if tensor.ndim == len(info.shape) - 1 and tuple(tensor.shape) == tuple(info.shape[1:]):
+def _checked(value: Any, info: InputInfo, name: str, size: int | None) -> torch.Tensor:
+    """A tensor of the input's dtype, all finite, of any number of samples if the model has a batch size."""
+    tensor = _cast(_tensor(value, name), info, name)
+    shape = tuple(info.shape)
+    if size is None:
+        if tuple(tensor.shape) != shape:
+            raise CalibrationError(f"{name} has shape {list(tensor.shape)}; expected: {list(shape)}")
+    elif tuple(tensor.shape) == shape[1:]:
         tensor = tensor[None]  # one sample
-    if tensor.ndim != len(info.shape) or tuple(tensor.shape[1:]) != tuple(info.shape[1:]):
-        wanted = ", ".join(["samples", *map(str, info.shape[1:])])
+    elif tensor.ndim != len(shape) or tuple(tensor.shape[1:]) != shape[1:]:
+        wanted = ", ".join(["samples", *map(str, shape[1:])])
         raise CalibrationError(f"{name} has shape {list(tensor.shape)}; expected: [{wanted}]")
     if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
-        sample = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(dim=1).nonzero()[0])
-        raise CalibrationError(
-            f"{name} has a value that is not finite in sample {sample}; remove or repair it"
-        )
+        bad = ~torch.isfinite(tensor)
+        where = "" if size is None else f" in sample {int(bad.reshape(len(bad), -1).any(dim=1).nonzero()[0])}"
+        kind = "NaN" if bool(tensor.isnan().any()) else "infinity"
+        raise CalibrationError(f"{name} has a value that is not finite ({kind}){where}; remove or repair it")
     return tensor
+
+
+def _tensor(value: Any, name: str) -> torch.Tensor:
+    if isinstance(value, np.ndarray):
+        native = np.require(value, value.dtype.newbyteorder("="), ["C", "W"])
+        try:
+            return torch.from_numpy(native)
+        except TypeError:
+            raise CalibrationError(f"{name} has dtype {value.dtype}; allowed are numbers") from None
+    if not isinstance(value, torch.Tensor):
+        raise CalibrationError(f"{name} is a {type(value).__name__}; allowed: tensors and NumPy arrays")
+    return value.detach().cpu()
+
+
+def _cast(tensor: torch.Tensor, info: InputInfo, name: str) -> torch.Tensor:
+    """Another width of floating-point numbers is converted; integers are not: their range is another."""
+    if tensor.dtype == info.dtype:
+        return tensor
+    if not (tensor.dtype.is_floating_point and info.dtype.is_floating_point):
+        raise CalibrationError(
+            f"{name} has dtype {tensor.dtype}; the model's input has {info.dtype}: prepare the data as for the model"
+        )
+    return tensor.to(info.dtype)

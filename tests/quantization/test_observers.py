@@ -1,0 +1,163 @@
+"""Ranges: exact where they are defined exactly, sane for every input, and of bounded memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from qcompiler.config import CompileConfig
+from qcompiler.quantization.observers import (
+    SMALLEST_SCALE,
+    MinMaxObserver,
+    MovingAverageObserver,
+    MSEObserver,
+    PercentileObserver,
+    activation_observer,
+)
+
+ALL = (MinMaxObserver, MovingAverageObserver, PercentileObserver, MSEObserver)
+
+
+def squared_error(observer: object, values: torch.Tensor) -> float:
+    scale, zero_point = (t.item() for t in observer.calculate_qparams())
+    quantized = ((values / scale).round() + zero_point).clamp(0, 255)
+    return float(((quantized - zero_point) * scale - values).square().mean())
+
+
+@pytest.mark.parametrize("observer", ALL)
+@given(arrays("float32", 7, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+@settings(deadline=None, max_examples=50)
+def test_scales_are_positive_and_finite_and_zero_is_exact(observer, values) -> None:
+    observed = observer()
+    observed(torch.from_numpy(values))
+    scale, zero_point = observed.calculate_qparams()
+    assert scale.dtype == torch.float32
+    assert torch.isfinite(scale).all()
+    assert (scale >= SMALLEST_SCALE).all()
+    assert torch.isfinite(1 / scale).all()
+    assert 0 <= zero_point.item() <= 255
+
+
+@pytest.mark.parametrize("observer", ALL)
+@pytest.mark.parametrize(
+    ("values", "scale", "zero_point"),
+    [
+        ([5.0, 6.375], 0.025, 0),
+        ([-6.375, -5.0], 0.025, 255),
+        ([0.0, 0.0], SMALLEST_SCALE, 0),
+        ([], SMALLEST_SCALE, 0),
+    ],
+)
+def test_range_includes_zero(observer, values: list[float], scale: float, zero_point: int) -> None:
+    observed = observer()
+    observed(torch.tensor(values))
+    found, point = observed.calculate_qparams()
+    # A histogram knows an end to the width of a bin.
+    assert found.item() == pytest.approx(scale, rel=0.01)
+    assert point.item() == zero_point
+
+
+def test_minmax_is_exact_over_batches() -> None:
+    observed = MinMaxObserver()
+    for batch in ([1.0, -0.5], [2.0, 0.0], [-1.0]):
+        observed(torch.tensor(batch))
+    scale, zero_point = observed.calculate_qparams()
+    assert scale.item() == pytest.approx(3 / 255)
+    assert zero_point.item() == 85
+
+
+def test_moving_average_weighs_the_newest_batch() -> None:
+    observed = MovingAverageObserver(averaging_constant=0.25)
+    for high in (1.0, 2.0, 3.0):
+        observed(torch.tensor([-high, high]))
+    low, high = observed.range()
+    assert high == pytest.approx(0.75 * (0.75 * 1.0 + 0.25 * 2.0) + 0.25 * 3.0)
+    assert low == -high
+
+
+@pytest.mark.parametrize("observer", [PercentileObserver, MSEObserver])
+def test_histograms_do_not_depend_on_batches_or_their_order(observer) -> None:
+    values = torch.randn(4096) * torch.logspace(-3, 3, 4096)
+    together, apart = observer(), observer()
+    together(values)
+    for batch in values.flip(0).split(100):
+        apart(batch)
+    assert torch.equal(together.counts, apart.counts)
+    assert together.range() == apart.range()
+
+
+@pytest.mark.parametrize("observer", [PercentileObserver, MSEObserver])
+def test_histogram_keeps_every_value_and_its_size(observer) -> None:
+    observed = observer()
+    size = observed.counts.numel()
+    for k in range(-20, 20):
+        observed(torch.full((10,), 2.0**k))
+    assert observed.counts.sum() == 400
+    assert observed.counts.numel() == size
+
+
+def test_percentile_leaves_the_same_share_out_at_either_end() -> None:
+    observed = PercentileObserver(percentile=90.0)
+    observed(torch.linspace(-1, 1, 10001))
+    low, high = observed.range()
+    assert low == pytest.approx(-0.9, abs=0.001)
+    assert high == pytest.approx(0.9, abs=0.001)
+
+
+def test_percentile_of_all_is_the_extremes() -> None:
+    values = torch.randn(1000)
+    observed = PercentileObserver(percentile=100.0)
+    observed(values)
+    assert observed.range() == (float(values.min()), float(values.max()))
+
+
+def test_percentile_of_rectified_values_starts_at_zero() -> None:
+    observed = PercentileObserver(percentile=99.0)
+    observed(torch.randn(10000).relu())
+    low, high = observed.range()
+    assert low == 0.0
+    assert 2.0 < high < 3.0
+
+
+def test_mse_is_as_good_as_trying_every_range() -> None:
+    values = torch.cat([torch.randn(20_000), torch.tensor([50.0, 12.0])])
+    best, extremes = MSEObserver(), MinMaxObserver()
+    best(values)
+    extremes(values)
+    tried = []
+    for low in torch.linspace(-5, -2, 13):
+        for high in torch.linspace(2, 50, 97):
+            clipped = MinMaxObserver()
+            clipped(torch.stack([low, high]))
+            tried.append(squared_error(clipped, values))
+    assert squared_error(best, values) < 1.02 * min(tried)
+    assert squared_error(best, values) < squared_error(extremes, values)
+
+
+def test_mse_keeps_the_extremes_of_even_values() -> None:
+    observed = MSEObserver()
+    observed(torch.linspace(-1, 1, 10000))
+    assert observed.range() == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_mse_does_not_count_rounding_of_exact_zeros(share: float) -> None:
+    values = torch.linspace(0, 1, 10000).clamp(min=0)
+    zeros = torch.zeros(int(10000 * share / (1 - share)))
+    without, with_zeros = MSEObserver(), MSEObserver()
+    without(values)
+    with_zeros(torch.cat([values, zeros]))
+    assert without.range() == with_zeros.range()
+
+
+def test_configuration_chooses_the_observer() -> None:
+    made = {o: activation_observer(CompileConfig(observer=o))() for o in ("minmax", "mse")}
+    assert type(made["minmax"]) is MinMaxObserver
+    assert type(made["mse"]) is MSEObserver
+    percentile = activation_observer(CompileConfig(observer="percentile", percentile=99.0))()
+    assert percentile.percentile == 99.0
+    moving = activation_observer(CompileConfig(observer="moving-average", averaging_constant=0.5))()
+    assert moving.averaging_constant == 0.5
