@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
 import sys
 import zipfile
@@ -49,7 +50,8 @@ def resolve(source: str) -> ExportedProgram:
     Raises:
         FrontendError: it is neither, or cannot be read, or :func:`check` refuses it.
     """
-    if Path(source).exists() or source.endswith(".pt2"):
+    # Unlike Path.exists, this one takes names of any length, and the empty one.
+    if os.path.exists(source) or source.endswith(".pt2"):
         return load_exported(Path(source))
     if _ENTRY_POINT.fullmatch(source):
         return load_entry_point(source)
@@ -188,13 +190,13 @@ def load_entry_point(source: str) -> ExportedProgram:
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
-    if not training:
-        yield
-        return
-    log.warning(
-        "%s is in training mode; it is captured as after eval(), and keeps its mode", type(model).__name__
-    )
-    model.eval()
+    if training:
+        log.warning(
+            "%s is in training mode; it is captured as if eval() had been called", type(model).__name__
+        )
+    # The flags themselves: eval() is refused by modules that come out of an exported program.
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
@@ -210,7 +212,8 @@ def _importable(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(entry)
+        if entry in sys.path:  # the user's code may change the path too
+            sys.path.remove(entry)
 
 
 @contextmanager

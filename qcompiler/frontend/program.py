@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.export.graph_signature import (
+    ConstantArgument,
+    ExportGraphSignature,
+    InputKind,
+    OutputKind,
+    TensorArgument,
+)
 from torch.utils import _pytree as pytree
 
 from qcompiler.errors import FrontendError
 
 _QUANTIZATION_NAMESPACES = frozenset({"quantized_decomposed", "torchao"})
-
-_MAY_RETURN_INPUT = frozenset(
-    {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as"}
-)
-"""Operators of aten that may return their input itself although their schema declares no alias."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,17 @@ def check(program: ExportedProgram) -> ExportedProgram:
 
     Raises:
         FrontendError: it was exported in training mode; it writes to a buffer, a parameter or an input; an input is
-            no tensor, is nested, is passed by keyword, or has a dynamic shape.
+            no tensor, is nested, is passed by keyword, or has a dynamic shape; a shape depends on values; it is not
+            on the CPU; it returns no tensor.
     """
     _refuse_training(program)
     _refuse_structure(program)
     user_inputs(program)
+    _refuse_shapes_from_values(program)
     _refuse_writes(program)
+    _refuse_other_devices(program)
+    if not user_outputs(program):
+        raise FrontendError("forward returns no tensor; a compiled model must return at least one")
     return program
 
 
@@ -136,6 +142,35 @@ def _refuse_structure(program: ExportedProgram) -> None:
             )
 
 
+def _refuse_shapes_from_values(program: ExportedProgram) -> None:
+    """Refuses operators whose result has as many elements as the data has it: masks, ``nonzero``, ``unique``."""
+    for node in program.graph.nodes:
+        values = node.meta.get("val")
+        for value in values if isinstance(values, tuple | list) else (values,):
+            if isinstance(value, torch.Tensor) and not all(isinstance(d, int) for d in value.shape):
+                raise FrontendError(
+                    f"the shape of {node.target} at {_place(node)} depends on the input's values "
+                    f"({[str(d) for d in value.shape]}); shapes are fixed when compiling: use torch.where or a "
+                    "multiplication by a mask, which keep the shape"
+                )
+
+
+def _refuse_other_devices(program: ExportedProgram) -> None:
+    held = {**program.state_dict, **program.constants}
+    for name, tensor in held.items():
+        if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu":
+            raise FrontendError(
+                f"{name!r} is on device {tensor.device}; compiling needs the values on the CPU: call model.cpu() before "
+                "exporting, and give example inputs there"
+            )
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            raise FrontendError(
+                f"input {node.name!r} is on device {value.device}; export the model with example inputs on the CPU"
+            )
+
+
 def _refuse_training(program: ExportedProgram) -> None:
     """Refuses operators told to train; batch normalization without running statistics has no other mode."""
     for node in program.graph.nodes:
@@ -174,15 +209,25 @@ def _refuse_writes(program: ExportedProgram) -> None:
             root = _root(values[argument.name]) if isinstance(values.get(argument.name), fx.Node) else None
             if root is None:
                 continue
-            held = signature.inputs_to_buffers | signature.inputs_to_parameters
-            kind = "buffer or parameter" if root.name in held else "input"
             raise FrontendError(
-                f"the model writes to its {kind} {held.get(root.name, root.name)!r} in forward ({node.target} at "
-                f"{_place(node)}); {_STATELESS}"
+                f"the model writes to {_holder(root, signature)} in forward ({node.target} at {_place(node)}); "
+                f"{_STATELESS}"
             )
 
 
 _STATELESS = "a compiled model keeps no state: compute a new tensor instead, without in-place operators"
+
+
+def _holder(root: fx.Node, signature: ExportGraphSignature) -> str:
+    """What the user calls the memory behind a placeholder."""
+    for kind, held in (
+        ("buffer", signature.inputs_to_buffers),
+        ("parameter", signature.inputs_to_parameters),
+        ("constant", signature.inputs_to_lifted_tensor_constants),
+    ):
+        if root.name in held:
+            return f"its {kind} {held[root.name]!r}"
+    return f"its input {root.name!r}"
 
 
 def _root(node: fx.Node) -> fx.Node | None:
@@ -200,15 +245,13 @@ def _aliased(node: fx.Node) -> fx.Node | None:
     if not isinstance(node.target, torch._ops.OpOverload):  # getitem of an operator with several results
         sources = node.all_input_nodes
         return sources[0] if sources else None
-    values = _arguments(node)
     schema = node.target._schema
-    base = schema.name.partition("::")[2]
-    returns_alias = any(r.alias_info is not None for r in schema.returns)
+    if all(result.alias_info is None for result in schema.returns):
+        return None
+    values = _arguments(node)
     for argument in schema.arguments:
         value = values.get(argument.name)
-        if isinstance(value, fx.Node) and (
-            (returns_alias and argument.alias_info is not None) or base in _MAY_RETURN_INPUT
-        ):
+        if argument.alias_info is not None and isinstance(value, fx.Node):
             return value
     return None
 
