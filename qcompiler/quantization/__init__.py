@@ -1,6 +1,10 @@
 """Step 2: a float program becomes one with quantize and dequantize operators."""
 
-from qcompiler.quantization.places import FloatOperator
-from qcompiler.quantization.quantizer import quantize
+from qcompiler._quiet import quiet
+
+quiet()
+
+from qcompiler.quantization.places import FloatOperator  # noqa: E402  torchao is quiet from here on
+from qcompiler.quantization.quantizer import quantize  # noqa: E402
 
 __all__ = ["FloatOperator", "quantize"]
