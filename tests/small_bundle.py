@@ -40,6 +40,10 @@ def expected(x: Any, b: Any, seed: int = 0) -> tuple[Any, ...]:
 
 
 def module(seed: int = 0) -> tvm.IRModule:
+    return in_parallel(relax.transform.LegalizeOps()(module_before_kernels(seed)))
+
+
+def module_before_kernels(seed: int = 0) -> tvm.IRModule:
     x = relax.Var("x", relax.TensorType([4, 32], "float32"))
     b = relax.Var("b", relax.TensorType([64], "float32"))
     builder = relax.BlockBuilder()
@@ -50,8 +54,7 @@ def module(seed: int = 0) -> tvm.IRModule:
             z = builder.emit(relax.op.nn.relu(y))
             result = builder.emit_output(relax.Tuple([y, z, x, relax.const(constant()), z]))
         builder.emit_func_output(result)
-    legal = relax.transform.LegalizeOps()(builder.get())
-    return in_parallel(legal)
+    return builder.get()
 
 
 def in_parallel(legal: tvm.IRModule) -> tvm.IRModule:

@@ -40,7 +40,7 @@ def main() -> None:
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UsageError as error:
-        fail(f"{error} (see {_help_command()})")
+        fail(f"{error.format_message()} (see {_help_command()})")
     except typer.Abort:
         fail("interrupted")
     # A command that ends early, such as --help, gives its status here.

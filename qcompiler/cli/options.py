@@ -13,7 +13,7 @@ import typer
 
 from qcompiler.errors import ConfigError, QCompilerError
 
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+UsageError: Any = typer.BadParameter.__mro__[1]
 """The error of a command line that cannot be parsed; typer has no public name for it."""
 
 Bundle = Annotated[Path, typer.Argument(help="Folder that 'qcompile compile' wrote.", show_default=False)]

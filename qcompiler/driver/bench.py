@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,9 @@ from qcompiler.runtime.threads import check_threads
 ROUND_SECONDS = 0.2
 """Length of one measurement: long against the scheduler's slices, and short, so that the engines' turns come
 soon one after the other."""
+
+SETTLE_SECONDS = 0.05
+"""Pause before each turn, in which the threads of the one before it stop waiting at full speed."""
 
 BUSY_LOAD = 0.5
 """Load average above which other programs are likely to be measured too."""
@@ -178,9 +182,24 @@ def _prepare(
     own_folder = folder / peer.name
     own_folder.mkdir()
     try:
-        models[peer.name] = peer.prepare(program, samples, own_folder)
+        with _quiet_output():
+            models[peer.name] = peer.prepare(program, samples, own_folder)
     except Exception as error:  # whatever a foreign quantizer raises is a fact about it, and is shown
         absent[peer.name] = f"cannot prepare this model: {type(error).__name__}: {error}"
+
+
+@contextmanager
+def _quiet_output() -> Iterator[None]:
+    """Moves what engines print to the standard error, so that the standard output has the result alone."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def _measure(
@@ -212,6 +231,7 @@ def _measure(
         seconds: dict[int, list[float]] = {index: [] for index in workers}
         for _ in range(rounds):
             for index, worker in workers.items():
+                time.sleep(SETTLE_SECONDS)
                 seconds[index].append(worker.measure())
                 advance(1)
     for index, measured in seconds.items():
