@@ -6,6 +6,7 @@ import logging
 import pickle
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,37 @@ def test_dynamic_shapes_are_refused_by_the_inputs_name() -> None:
         check(program)
 
 
+class Apply(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.function(self.linear(x))
+
+
+@pytest.mark.parametrize("function", [lambda x: x[x > 0], lambda x: x + x.nonzero().sum()])
+def test_shapes_that_depend_on_values_are_refused(function: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises(
+        FrontendError, match=r"the shape of aten\.\w+\.\w+ at \w+ depends on the input's values"
+    ):
+        capture(Apply(function).eval(), (torch.zeros(2, 3),))
+
+
+def test_outputs_without_a_tensor_are_refused() -> None:
+    with pytest.raises(FrontendError, match="forward returns no tensor"):
+        capture(Apply(lambda x: 3).eval(), (torch.zeros(2, 3),))
+
+
+def test_weights_and_inputs_on_other_devices_are_refused() -> None:
+    example = torch.zeros(2, 3, device="meta")
+    with pytest.raises(FrontendError, match=r"'linear\.weight' is on device meta.* call model\.cpu\(\)"):
+        capture(Apply(lambda x: x).eval().to("meta"), (example,))
+    with pytest.raises(FrontendError, match="input 'input' is on device meta"):
+        capture(nn.ReLU().eval(), (example,))
+
+
 class Loose(nn.Module):
     def forward(self, x: torch.Tensor, scale: object = 2, mask: object = None) -> torch.Tensor:
         extra = scale[0] if isinstance(scale, tuple | list) else scale
@@ -343,7 +375,9 @@ def test_faulty_entry_points_say_what_is_wrong(package: str, rest: str, message:
         load_entry_point(package + rest)
 
 
-@pytest.mark.parametrize("source", ["model", "a:b:c", "model.onnx", ":f", "m:", "dir/file.py:build"])
+@pytest.mark.parametrize(
+    "source", ["model", "a:b:c", "model.onnx", ":f", "m:", "dir/file.py:build", "", "m" * 5000]
+)
 def test_sources_that_are_nothing_known_are_refused(source: str) -> None:
     with pytest.raises(FrontendError, match="is no existing file and no entry point"):
         resolve(source)
