@@ -15,11 +15,17 @@ Progress = Callable[[int], None]
 
 @contextmanager
 def progress(title: str, total: int, enabled: bool) -> Iterator[Progress]:
-    """Shows a bar of ``total`` steps while the block runs; the block calls what it gets after each step."""
-    if not enabled:
+    """Shows a bar of ``total`` steps while the block runs; the block calls what it gets after each step.
+
+    Where the standard error is no terminal, the title alone is written.
+    """
+    console = Console(stderr=True)
+    if not enabled or not console.is_terminal:
+        if enabled:
+            console.print(f"{title} …")
         yield lambda steps: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=total)
         yield lambda steps: bars.update(task, advance=steps)
