@@ -190,9 +190,12 @@ class MSEObserver(HistogramObserver):
         scales = ((highs - lows) / (self.quant_max - self.quant_min)).clamp(min=SMALLEST_SCALE)
         clipped = torch.minimum(torch.maximum(centers[None, :], lows[:, None]), highs[:, None])
         clipping = ((centers[None, :] - clipped) ** 2 * counts).sum(dim=1)
-        # Inside the range the error of rounding is uniform over a step: its variance is scale**2 / 12.
-        inside = (clipped == centers[None, :]).double() @ counts
-        error = clipping + inside * scales**2 / 12.0
+        # A step wider than a bin rounds all of the bin to the same number, small values to zero. Of a finer
+        # step the error is uniform over the step: its variance is scale**2 / 12.
+        steps = scales[:, None]
+        at_center = (torch.round(clipped / steps) * steps - clipped) ** 2
+        rounding = torch.where(steps > self.width, at_center, steps**2 / 12.0)
+        error = clipping + ((clipped == centers[None, :]) * rounding) @ counts
         return float(candidates[int(torch.argmin(error))])
 
 

@@ -128,13 +128,30 @@ def test_mse_is_as_good_as_trying_every_range() -> None:
     best(values)
     extremes(values)
     tried = []
-    for low in torch.linspace(-5, -2, 13):
-        for high in torch.linspace(2, 50, 97):
+    for low in torch.linspace(-5, -2, 7):
+        for high in [*torch.linspace(2, 6, 17), torch.tensor(12.0), torch.tensor(50.0)]:
             clipped = MinMaxObserver()
             clipped(torch.stack([low, high]))
             tried.append(squared_error(clipped, values))
     assert squared_error(best, values) < 1.02 * min(tried)
     assert squared_error(best, values) < squared_error(extremes, values)
+
+
+@pytest.mark.parametrize("outlier", [1e3, -1e4, 1e6])
+@pytest.mark.parametrize("rectified", [False, True])
+def test_mse_is_no_worse_than_any_range_beside_an_outlier(outlier: float, rectified: bool) -> None:
+    """Where a step is wider than most values, these round to zero, and clipping the outlier gains nothing."""
+    values = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    values = torch.cat([values.relu() if rectified else values, torch.tensor([outlier])])
+    best = MSEObserver()
+    best(values)
+    tried = []
+    for low in torch.linspace(0, 1, 15) * values.min():
+        for high in torch.linspace(0, 1, 15) * values.max():
+            clipped = MinMaxObserver()
+            clipped(torch.stack([low, high]))
+            tried.append(squared_error(clipped, values))
+    assert squared_error(best, values) < 1.1 * min(tried)
 
 
 def test_mse_keeps_the_extremes_of_even_values() -> None:
