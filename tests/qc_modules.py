@@ -33,18 +33,17 @@ Emit = Callable[[relax.Expr], relax.Var]
 
 
 def make(build: Callable[..., Any], *inputs: Input) -> tvm.IRModule:
-    """Module whose ``main`` takes ``inputs`` and returns ``build(emit, *parameters)``.
+    """Module whose ``main`` takes ``inputs`` and returns a tuple of what ``build(emit, *parameters)`` gives.
 
-    ``build`` binds intermediate values with ``emit`` and returns an expression or a tuple of expressions.
+    ``build`` binds intermediate values with ``emit`` and returns an expression or several.
     """
     builder = relax.BlockBuilder()
     parameters = [relax.Var(f"x{k}", relax.TensorType(shape, dtype)) for k, (shape, dtype) in enumerate(inputs)]
     with builder.function("main", parameters):
         with builder.dataflow():
             result = build(builder.emit, *parameters)
-            if isinstance(result, tuple):
-                result = relax.Tuple(list(result))
-            output = builder.emit_output(result)
+            fields = [builder.emit(r) for r in (result if isinstance(result, tuple) else (result,))]
+            output = builder.emit_output(relax.Tuple(fields))
         builder.emit_func_output(output)
     return builder.get()
 

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+from qc_modules import assert_equal, const, make, operators
+from tvm import relax
+
+from qcompiler.passes.canonicalize import Canonicalize
+
+IMAGE = ((1, 4, 6, 6), "float32")
+
+
+def test_constants_are_folded() -> None:
+    scales = np.array([0.5, 0.25], np.float64)
+
+    def before(emit, x):  # type: ignore[no-untyped-def]
+        s = emit(relax.op.astype(const(scales), "float32"))
+        s = emit(relax.op.reshape(s, (1, 2, 1, 1)))
+        return relax.op.multiply(x, s)
+
+    def expected(emit, x):  # type: ignore[no-untyped-def]
+        return relax.op.multiply(x, const(scales.reshape(1, 2, 1, 1), "float32"))
+
+    shape = ((1, 2, 3, 3), "float32")
+    assert_equal(Canonicalize()(make(before, shape)), make(expected, shape))
+
+
+def test_transposed_constants_are_folded() -> None:
+    weight = np.arange(6, dtype=np.int8).reshape(2, 3)
+    before = make(lambda e, x: relax.op.matmul(x, e(relax.op.permute_dims(const(weight), [1, 0]))), ((4, 3), "int8"))
+    expected = make(lambda e, x: relax.op.matmul(x, const(weight.T)), ((4, 3), "int8"))
+    assert_equal(Canonicalize()(before), expected)
+
+
+def test_the_tuple_around_a_max_pool_is_resolved() -> None:
+    def before(emit, x):  # type: ignore[no-untyped-def]
+        p = emit(relax.op.nn.max_pool2d(x, pool_size=(2, 2), strides=(2, 2)))
+        zeros = emit(relax.op.zeros_like(p))
+        pair = emit(relax.Tuple([p, zeros]))
+        return relax.op.nn.relu6(emit(relax.TupleGetItem(pair, 0)))
+
+    def expected(emit, x):  # type: ignore[no-untyped-def]
+        p = emit(relax.op.nn.max_pool2d(x, pool_size=(2, 2), strides=(2, 2)))
+        return relax.op.clip(p, 0, 6)
+
+    after = Canonicalize()(make(before, IMAGE))
+    assert operators(after) == operators(make(expected, IMAGE)) == ["relax.nn.max_pool2d", "relax.clip"]
+
+
+def test_operators_that_do_nothing_vanish() -> None:
+    def before(emit, x):  # type: ignore[no-untyped-def]
+        y = emit(relax.op.reshape(x, (1, 4, 6, 6)))
+        y = emit(relax.op.astype(y, "float32"))
+        y = emit(relax.op.permute_dims(y, [0, 1, 2, 3]))
+        y = emit(relax.op.concat([y], axis=1))
+        return relax.op.nn.relu(y)
+
+    assert_equal(Canonicalize()(make(before, IMAGE)), make(lambda e, x: relax.op.nn.relu(x), IMAGE))
+
+
+def test_flatten_and_squeeze_are_reshapes() -> None:
+    for spelling in (relax.op.flatten, relax.op.squeeze):
+        shape = ((6, 1), "float32")
+        after = Canonicalize()(make(lambda e, x, f=spelling: relax.op.nn.relu(e(f(x))), shape))
+        assert_equal(after, make(lambda e, x: relax.op.nn.relu(e(relax.op.reshape(x, (6,)))), shape))
+
+
+def test_what_has_one_spelling_is_left_alone() -> None:
+    def build(emit, x):  # type: ignore[no-untyped-def]
+        y = emit(relax.op.permute_dims(x, [0, 2, 3, 1]))
+        y = emit(relax.op.astype(y, "int32"))
+        return relax.op.concat([y, y], axis=3)
+
+    module = make(build, IMAGE)
+    assert_equal(Canonicalize()(module), module)
