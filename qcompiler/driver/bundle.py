@@ -27,6 +27,9 @@ from qcompiler.runtime.manifest import (
     Manifest,
 )
 
+REFERENCE_NAME = "reference.json.gz"
+"""File of a bundle that holds the module the reference interprets."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 """Linux's ``renameat2`` flag: swap two paths in one step."""

@@ -32,12 +32,10 @@ from qcompiler.passes.lower_integer import Layer
 from qcompiler.quantization import calibration as calibrations
 from qcompiler.quantization import quantize
 from qcompiler.reference import storage
+from qcompiler.runtime.bundle import read_manifest
 from qcompiler.runtime.manifest import FloatRecord, LayerRecord, Manifest, TargetNeeds, TensorSpec, Versions
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
-
-REFERENCE_NAME = "reference.json.gz"
-"""File of a bundle that holds the module the reference interprets."""
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +93,7 @@ def _program(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> E
         return capture.capture(model, example_inputs)
     if example_inputs is not None:
         raise ConfigError("example_inputs go with a module; an exported program has its own")
-    return model if isinstance(model, ExportedProgram) else capture.resolve(str(model))
+    return capture.check(model) if isinstance(model, ExportedProgram) else capture.resolve(str(model))
 
 
 def _quantized(
@@ -163,20 +161,13 @@ def _build(
         )
         extra: dict[str, Path | bytes] = {}
         if config.embed_reference:
-            reference = Path(folder) / REFERENCE_NAME
+            reference = Path(folder) / bundle.REFERENCE_NAME
             storage.save(integer.module, reference)
-            extra[REFERENCE_NAME] = reference
+            extra[bundle.REFERENCE_NAME] = reference
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:
         log.info("%s at %s stays in float: %s", record.operator, record.place, record.reason)
-    return CompileResult(written, bundle_manifest(written))
-
-
-def bundle_manifest(path: Path) -> Manifest:
-    """The manifest of a bundle that was just written, hashes included."""
-    from qcompiler.runtime.bundle import read_manifest
-
-    return read_manifest(path)
+    return CompileResult(written, read_manifest(written))
 
 
 def _jsonable(value: Any) -> Any:

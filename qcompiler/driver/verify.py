@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler import reference, runtime
+from qcompiler.driver.bundle import REFERENCE_NAME
 from qcompiler.driver.data import Array, chunks, read_samples
 from qcompiler.driver.evaluate import Sqnr
 from qcompiler.driver.run import keep_valid
 from qcompiler.errors import BundleError
 from qcompiler.report import progress as progress_bar
-
-REFERENCE_NAME = "reference.json.gz"
-"""The folded module in a bundle."""
 
 CLOSE_DB = 30.0
 """Least ratio of signal to difference for an output that float operators had a part in, in decibels.

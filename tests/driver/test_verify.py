@@ -10,7 +10,8 @@ import small_bundle
 
 from qcompiler import reference
 from qcompiler.driver import bundle
-from qcompiler.driver.verify import REFERENCE_NAME, _Comparison, verify
+from qcompiler.driver.bundle import REFERENCE_NAME
+from qcompiler.driver.verify import _Comparison, verify
 from qcompiler.errors import BundleError
 
 
