@@ -38,7 +38,9 @@ def make(build: Callable[..., Any], *inputs: Input) -> tvm.IRModule:
     ``build`` binds intermediate values with ``emit`` and returns an expression or several.
     """
     builder = relax.BlockBuilder()
-    parameters = [relax.Var(f"x{k}", relax.TensorType(shape, dtype)) for k, (shape, dtype) in enumerate(inputs)]
+    parameters = [
+        relax.Var(f"x{k}", relax.TensorType(shape, dtype)) for k, (shape, dtype) in enumerate(inputs)
+    ]
     with builder.function("main", parameters):
         with builder.dataflow():
             result = build(builder.emit, *parameters)
@@ -58,7 +60,9 @@ def q(x: relax.Expr, scale: float, zero_point: int = 0, dtype: str = "uint8") ->
 
 
 def dq(x: relax.Expr, scale: float, zero_point: int = 0) -> relax.Expr:
-    return relax.op.dequantize(x, const(scale, "float32"), const(zero_point, "int32"), axis=-1, out_dtype="float32")
+    return relax.op.dequantize(
+        x, const(scale, "float32"), const(zero_point, "int32"), axis=-1, out_dtype="float32"
+    )
 
 
 def dq_weight(values: np.ndarray, scales: Any, zero_points: Any = None, axis: int = 0) -> relax.Expr:
@@ -91,7 +95,9 @@ def build(module: tvm.IRModule, target: Target) -> Any:
     tvm_target = registry.to_tvm(target, 2)
     dump = pipeline.Dump(None)
     physical = pipeline.to_physical(module, target, tvm_target, LOWERINGS, dump)
-    return relax.build(pipeline.to_machine(physical.module, tvm_target, dump), tvm_target, relax_pipeline=None)
+    return relax.build(
+        pipeline.to_machine(physical.module, tvm_target, dump), tvm_target, relax_pipeline=None
+    )
 
 
 def run(executable: Any, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
@@ -146,13 +152,17 @@ def samples(inputs: Sequence[tuple[Input, float]]) -> list[list[np.ndarray]]:
         arrays = []
         for (shape, dtype), reals in inputs:
             if dtype == "uint8":
-                array = rng.integers(0, 256, shape, np.uint8) if fill is None else np.full(shape, fill, np.uint8)
-            else:
-                array = (rng.uniform(-reals, reals, shape) if fill != 0 else rng.integers(-40, 40, shape) / 2).astype(
-                    np.float32
+                array = (
+                    rng.integers(0, 256, shape, np.uint8) if fill is None else np.full(shape, fill, np.uint8)
                 )
+            else:
+                array = (
+                    rng.uniform(-reals, reals, shape) if fill != 0 else rng.integers(-40, 40, shape) / 2
+                ).astype(np.float32)
                 if fill == 255:
-                    special = np.array([3.0e38, -3.0e38, np.inf, -np.inf, 0.0, -0.0, 1e-45, 2.0**31], np.float32)
+                    special = np.array(
+                        [3.0e38, -3.0e38, np.inf, -np.inf, 0.0, -0.0, 1e-45, 2.0**31], np.float32
+                    )
                     array.reshape(-1)[: special.size] = special[: array.size]
             arrays.append(array)
         result.append(arrays)
@@ -187,6 +197,10 @@ class Suite:
         if not runs_here(registry.resolve(target_name)):
             pytest.skip(f"built, not run: this CPU lacks features of {target_name}")
         position = list(self.cases).index(name)
-        for given, actual, expected in zip(self._samples, self._actual(target_name), self._expected(), strict=True):
+        for given, actual, expected in zip(
+            self._samples, self._actual(target_name), self._expected(), strict=True
+        ):
             assert actual[position].dtype == expected[position].dtype
-            np.testing.assert_array_equal(actual[position], expected[position], err_msg=f"inputs of {given[0].dtype}")
+            np.testing.assert_array_equal(
+                actual[position], expected[position], err_msg=f"inputs of {given[0].dtype}"
+            )

@@ -26,7 +26,9 @@ def test_constants_are_folded() -> None:
 
 def test_transposed_constants_are_folded() -> None:
     weight = np.arange(6, dtype=np.int8).reshape(2, 3)
-    before = make(lambda e, x: relax.op.matmul(x, e(relax.op.permute_dims(const(weight), [1, 0]))), ((4, 3), "int8"))
+    before = make(
+        lambda e, x: relax.op.matmul(x, e(relax.op.permute_dims(const(weight), [1, 0]))), ((4, 3), "int8")
+    )
     expected = make(lambda e, x: relax.op.matmul(x, const(weight.T)), ((4, 3), "int8"))
     assert_equal(Canonicalize()(before), expected)
 

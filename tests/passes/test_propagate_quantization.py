@@ -58,10 +58,14 @@ def test_max_pool_takes_the_greatest_byte(ceil: bool) -> None:
     assert_equal(PropagateQuantization()(make(before, IMAGE)), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="the value of a constant padding is an attribute, and is not looked for there")
+@pytest.mark.xfail(
+    strict=True, reason="the value of a constant padding is an attribute, and is not looked for there"
+)
 def test_padding_with_zero_pads_with_the_zero_point() -> None:
     def before(emit, x):  # type: ignore[no-untyped-def]
-        return q(emit(relax.op.nn.pad(emit(dq(x, 0.5, 3)), [0, 0, 0, 0, 1, 1, 1, 1], "constant", 0.0)), 0.5, 3)
+        return q(
+            emit(relax.op.nn.pad(emit(dq(x, 0.5, 3)), [0, 0, 0, 0, 1, 1, 1, 1], "constant", 0.0)), 0.5, 3
+        )
 
     after = PropagateQuantization()(make(before, IMAGE))
     assert operators(after) == ["relax.nn.pad"]
@@ -72,20 +76,26 @@ def test_padding_with_zero_pads_with_the_zero_point() -> None:
 
 def test_padding_with_what_has_no_byte_stays_in_float() -> None:
     def before(emit, x):  # type: ignore[no-untyped-def]
-        return q(emit(relax.op.nn.pad(emit(dq(x, 0.5, 3)), [0, 0, 0, 0, 1, 1, 1, 1], "constant", 0.3)), 0.5, 3)
+        return q(
+            emit(relax.op.nn.pad(emit(dq(x, 0.5, 3)), [0, 0, 0, 0, 1, 1, 1, 1], "constant", 0.3)), 0.5, 3
+        )
 
     module = make(before, IMAGE)
     assert_equal(PropagateQuantization()(module), module)
 
 
 def test_concat_of_equal_scales_joins_bytes() -> None:
-    before = make(lambda e, a, b: q(e(relax.op.concat([e(dq(a, 0.5, 3)), e(dq(b, 0.5, 3))], 1)), 0.5, 3), IMAGE, IMAGE)
+    before = make(
+        lambda e, a, b: q(e(relax.op.concat([e(dq(a, 0.5, 3)), e(dq(b, 0.5, 3))], 1)), 0.5, 3), IMAGE, IMAGE
+    )
     expected = make(lambda e, a, b: relax.op.concat([a, b], 1), IMAGE, IMAGE)
     assert_equal(PropagateQuantization()(before), expected)
 
 
 def test_concat_of_unequal_scales_requantizes_what_differs() -> None:
-    before = make(lambda e, a, b: q(e(relax.op.concat([e(dq(a, 0.5, 3)), e(dq(b, 0.7, 3))], 1)), 0.5, 3), IMAGE, IMAGE)
+    before = make(
+        lambda e, a, b: q(e(relax.op.concat([e(dq(a, 0.5, 3)), e(dq(b, 0.7, 3))], 1)), 0.5, 3), IMAGE, IMAGE
+    )
     expected = make(lambda e, a, b: relax.op.concat([a, e(q(e(dq(b, 0.7, 3)), 0.5, 3))], 1), IMAGE, IMAGE)
     assert_equal(PropagateQuantization()(before), expected)
 

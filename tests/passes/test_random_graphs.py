@@ -132,7 +132,9 @@ class Graph:
     def _depthwise(self, x: Node) -> None:
         c = x.shape[1]
         weight, scales = self.weight((c * self.pick(1, 1, 2), 1, 3, 3))
-        real = relax.op.nn.conv2d(x.real, weight, strides=[self.pick(1, 2)] * 2, padding=[1, 1, 1, 1], groups=c)
+        real = relax.op.nn.conv2d(
+            x.real, weight, strides=[self.pick(1, 2)] * 2, padding=[1, 1, 1, 1], groups=c
+        )
         self.layer(x, real, scales, (1, 1))
 
     def _linear(self, x: Node) -> None:
@@ -252,7 +254,9 @@ def check(seed: int, steps: int) -> None:
     actual = run(build(integer.module, registry.resolve("native")), data)
     for sample, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=f"sample {sample}\n{integer.module.script(show_meta=False)}")
+            np.testing.assert_array_equal(
+                a, b, err_msg=f"sample {sample}\n{integer.module.script(show_meta=False)}"
+            )
 
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -64,7 +64,9 @@ def test_every_operator_is_covered() -> None:
     assert set(FORMS) == set(_UNARY) | set(_BINARY)
 
 
-@pytest.mark.parametrize("source", [Affine(0.05, 128), Affine(0.3, 17), Affine(0.001, 0), Affine(2.0, 255)], ids=str)
+@pytest.mark.parametrize(
+    "source", [Affine(0.05, 128), Affine(0.3, 17), Affine(0.001, 0), Affine(2.0, 255)], ids=str
+)
 @pytest.mark.parametrize("name", FORMS)
 def test_table(name: str, source: Affine) -> None:
     form, expected = FORMS[name]
@@ -107,7 +109,9 @@ def test_two_sources_make_no_chain() -> None:
 
 
 def test_one_source_of_two_scales_makes_no_chain() -> None:
-    assert chain(lambda e, a: op.add(e(dq(a, 0.1, 5)), e(dq(a, 0.2, 5))), (4, 4)).table(Affine(0.1, 0)) is None
+    assert (
+        chain(lambda e, a: op.add(e(dq(a, 0.1, 5)), e(dq(a, 0.2, 5))), (4, 4)).table(Affine(0.1, 0)) is None
+    )
 
 
 def test_a_constant_of_many_elements_makes_no_chain() -> None:

@@ -12,10 +12,24 @@ from qcompiler.passes import verify
 REALS, BYTES = ((2, 8), "float32"), ((2, 8), "uint8")
 
 
-def dense(x: relax.Expr, multiplier: float = 0.1, bound: int = 1000, lo: int = 0, hi: int = 255) -> relax.Call:
-    args = [x, const(np.ones((4, 8), np.int8)), const(np.zeros(4, np.int32)), const(np.full(4, multiplier, np.float32))]
+def dense(
+    x: relax.Expr, multiplier: float = 0.1, bound: int = 1000, lo: int = 0, hi: int = 255
+) -> relax.Call:
+    args = [
+        x,
+        const(np.ones((4, 8), np.int8)),
+        const(np.zeros(4, np.int32)),
+        const(np.full(4, multiplier, np.float32)),
+    ]
     return operators.call(
-        "qc.dense", args, zero_point=0, lo=lo, hi=hi, residual_shift=0, out_dtype="uint8", accumulator_bound=bound
+        "qc.dense",
+        args,
+        zero_point=0,
+        lo=lo,
+        hi=hi,
+        residual_shift=0,
+        out_dtype="uint8",
+        accumulator_bound=bound,
     )
 
 
@@ -25,7 +39,9 @@ def test_canonical_refuses_signed_activations() -> None:
     verify.canonical(make(lambda e, x: q(x, 0.1), REALS))
 
 
-@pytest.mark.parametrize("build", [lambda e, x: dq(x, 0.1), lambda e, x: q(e(relax.op.astype(x, "float32")), 0.1)])
+@pytest.mark.parametrize(
+    "build", [lambda e, x: dq(x, 0.1), lambda e, x: q(e(relax.op.astype(x, "float32")), 0.1)]
+)
 def test_integer_refuses_what_is_left_of_quantization(build) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(PassError, match=r"after phase integer, .*relax\.(de)?quantize\) is still there"):
         verify.integer(make(build, BYTES))

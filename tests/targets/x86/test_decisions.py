@@ -27,7 +27,9 @@ X86 = [t for t in registry.known() if t.family == "x86"]
     width=st.integers(1, 300), rows=st.integers(1, 300), blocks=st.integers(1, 130), steps=st.integers(1, 5000),
     size=st.integers(1, 1 << 24),
 )  # fmt: skip
-def test_tiles_stay_in_registers(target: Target, width: int, rows: int, blocks: int, steps: int, size: int) -> None:
+def test_tiles_stay_in_registers(
+    target: Target, width: int, rows: int, blocks: int, steps: int, size: int
+) -> None:
     lanes = target.int32_lanes
     decision = conv_decision(target, width, rows, blocks * lanes, blocks, lanes, steps, size, 1 << 20)
     assert 1 <= decision.tile_width <= width

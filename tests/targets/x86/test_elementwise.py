@@ -40,7 +40,12 @@ def quantize(name: str, shape: Shape, inv_scale: float, zero_point: int, reals: 
              bounds: tuple[int, int] = (0, 255)) -> Case:  # fmt: skip
     def build(_: Any, x: relax.Expr) -> relax.Expr:
         return operators.call(
-            "qc.quantize", [x], inv_scale=float(np.float32(inv_scale)), zero_point=zero_point, lo=bounds[0], hi=bounds[1]
+            "qc.quantize",
+            [x],
+            inv_scale=float(np.float32(inv_scale)),
+            zero_point=zero_point,
+            lo=bounds[0],
+            hi=bounds[1],
         )
 
     return Case(name, ((shape, "float32"),), build, reals)

@@ -25,7 +25,17 @@ VARIANTS = [
     ("vpmaddwd", 8, "x86-haswell"),
     ("vpmaddwd", 8, "x86-znver3"),
 ]
-PAIRS = [(255, 127), (255, -128), (255, -127), (128, -128), (0, -1), (1, -1), (255, 1), (127, 127), (128, 127)]
+PAIRS = [
+    (255, 127),
+    (255, -128),
+    (255, -127),
+    (128, -128),
+    (0, -1),
+    (1, -1),
+    (255, 1),
+    (127, 127),
+    (128, 127),
+]
 
 
 def operands(lanes: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -38,7 +48,11 @@ def operands(lanes: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     for _ in range(20):
         start = rng.integers(-(2**30), 2**30, lanes).astype(np.int32)
         cases.append(
-            (rng.integers(0, 256, 4).astype(np.uint8), rng.integers(-128, 128, (lanes, 4)).astype(np.int8), start)
+            (
+                rng.integers(0, 256, 4).astype(np.uint8),
+                rng.integers(-128, 128, (lanes, 4)).astype(np.int8),
+                start,
+            )
         )
     return cases
 
@@ -52,7 +66,9 @@ def test_all_targets_intrinsics_are_covered() -> None:
 def test_description_and_implementation_agree_with_integers(instruction: str, lanes: int, name: str) -> None:
     target = registry.resolve(name)
     compiled = [
-        tvm.compile(tvm.IRModule({"main": f.with_attr("global_symbol", "main")}), target=registry.to_tvm(target, 1))
+        tvm.compile(
+            tvm.IRModule({"main": f.with_attr("global_symbol", "main")}), target=registry.to_tvm(target, 1)
+        )
         for f in (intrinsics.dot4_description(lanes), getattr(intrinsics, instruction)(lanes))
     ]
     missing = set(cpuinfo_features(registry.llvm_features(target))) - read_host().features

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from qc_modules import assert_equal, const, make, operators
+from tvm import relax, te
+
+from qcompiler import operators as qc
+from qcompiler.passes.graph import bindings
+from qcompiler.passes.lower_integer import FUSED_QUANTIZE, LowerInteger
+from qcompiler.targets import registry
+
+TARGET = registry.resolve("x86-avx2")
+ROWS = ((3, 8), "uint8")
+WEIGHT = np.ones((4, 8), np.int8)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    function: Any
+    args: list[Any]
+    instruction: str | None = None
+    reason: str | None = None
+
+
+def copy_kernel(shape: tuple[int, ...], out: tuple[int, ...], dtype: str = "uint8") -> Any:
+    x = te.placeholder(shape, dtype, name="x")
+    y = te.compute(out, lambda *i: x[i[0] % shape[0], i[1] % shape[1]], name="y")
+    return te.create_prim_func([x, y]).without_attr("global_symbol")
+
+
+def dense(x: relax.Expr) -> relax.Call:
+    return qc.call(
+        "qc.dense", [x, const(WEIGHT), const(np.zeros(4, np.int32)), const(np.ones(4, np.float32))], zero_point=0, lo=0,
+        hi=255, residual_shift=0, out_dtype="uint8", accumulator_bound=8 * 255,
+    )  # fmt: skip
+
+
+def lower_dense(call: relax.Call, _target: Any) -> Lowered:
+    return Lowered(copy_kernel((3, 8), (3, 4)), [call.args[0]], "vpmaddwd", None)
+
+
+def test_a_call_becomes_a_kernel_and_a_record() -> None:
+    lower = LowerInteger(TARGET, {"qc.dense": lower_dense})
+    after = lower(make(lambda e, x: dense(x), ROWS))
+    assert operators(after) == ["relax.call_tir"]
+    (layer,) = lower.layers
+    assert (layer.operator, layer.kernel, layer.dtype, layer.shape) == ("dense", "qc_dense", "uint8", (3, 4))
+    assert (layer.macs, layer.accumulator_bound, layer.instruction) == (3 * 4 * 8, 2040, "vpmaddwd")
+
+
+def test_equal_calls_share_a_kernel() -> None:
+    lower = LowerInteger(TARGET, {"qc.dense": lower_dense})
+    after = lower(make(lambda e, a, b: (dense(a), dense(b)), ROWS, ROWS))
+    assert len([f for f in after.functions if f.name_hint != "main"]) == 1
+    assert [layer.kernel for layer in lower.layers] == ["qc_dense", "qc_dense"]
+
+
+def test_operators_without_a_lowering_and_refused_calls_are_left_alone() -> None:
+    module = make(lambda e, x: dense(x), ROWS)
+    for lowerings in ({}, {"qc.dense": lambda call, target: None}):
+        lower = LowerInteger(TARGET, lowerings)
+        assert_equal(lower(module), module)
+        assert lower.layers == []
+
+
+def test_quantization_of_an_nchw_input_writes_channels_last_itself() -> None:
+    def build(emit, x):  # type: ignore[no-untyped-def]
+        y = emit(qc.call("qc.quantize", [x], inv_scale=1.0, zero_point=0, lo=0, hi=255))
+        return relax.op.permute_dims(y, [0, 2, 3, 1])
+
+    def lower_fused(call: relax.Call, _target: Any) -> Lowered:
+        x = te.placeholder((1, 3, 4, 5), "float32", name="x")
+        y = te.compute((1, 4, 5, 3), lambda b, i, j, k: x[b, k, i, j].astype("uint8"), name="y")
+        return Lowered(te.create_prim_func([x, y]).without_attr("global_symbol"), [call.args[0]])
+
+    lower = LowerInteger(TARGET, {FUSED_QUANTIZE: lower_fused})
+    after = lower(make(build, ((1, 3, 4, 5), "float32")))
+    assert operators(after) == ["relax.call_tir"]
+    (binding,) = (b for b in bindings(after) if isinstance(b.value, relax.Call))
+    assert binding.value.args[1].fields[0].same_as(after["main"].params[0])
+    assert [layer.shape for layer in lower.layers] == [(1, 4, 5, 3)]
