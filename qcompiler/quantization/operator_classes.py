@@ -1,7 +1,7 @@
 """Which class of integer kernel, if any, a node of an exported graph belongs to.
 
-The classes are those of :class:`qcompiler.targets.base.QuantizationRules`. Only functional operators occur:
-the program was functionalized before.
+The classes are those of :class:`qcompiler.targets.base.QuantizationRules`. Only functional operators occur, in
+the spelling that :mod:`qcompiler.quantization.canonical` gives them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHARING_CLASSES = frozenset({"max_pool2d", "data_movement"})
 _UNARY = frozenset(
     {
         aten.abs.default,
-        aten.celu.default,
+        aten.ceil.default,
         aten.clamp.default,
         aten.clamp_max.default,
         aten.clamp_min.default,
@@ -33,17 +33,17 @@ _UNARY = frozenset(
         aten.elu.default,
         aten.erf.default,
         aten.exp.default,
+        aten.floor.default,
         aten.gelu.default,
         aten.hardsigmoid.default,
         aten.hardswish.default,
         aten.hardtanh.default,
         aten.leaky_relu.default,
-        aten.mish.default,
         aten.neg.default,
         aten.relu.default,
         aten.relu6.default,
-        aten.selu.default,
         aten.sigmoid.default,
+        aten.sign.default,
         aten.silu.default,
         aten.sin.default,
         aten.softplus.default,
@@ -61,7 +61,6 @@ _WITH_SCALAR = frozenset(
         aten.div.Tensor,
         aten.mul.Scalar,
         aten.mul.Tensor,
-        aten.rsub.Scalar,
         aten.sub.Scalar,
         aten.sub.Tensor,
     }
@@ -75,8 +74,6 @@ _WITH_ITSELF = frozenset(
 
 _MOVEMENT = frozenset(
     {
-        aten._unsafe_view.default,
-        aten.alias.default,
         aten.chunk.default,
         aten.clone.default,
         aten.contiguous.default,
@@ -195,11 +192,7 @@ def is_binary_elementwise(node: Node) -> bool:
 
 def is_plain_sum(node: Node) -> bool:
     """Whether a node is the sum of two tensors."""
-    return (
-        node.target is aten.add.Tensor
-        and all(isinstance(a, Node) for a in node.args[:2])
-        and node.kwargs.get("alpha", 1) in (1, 1.0)
-    )
+    return node.target is aten.add.Tensor and all(isinstance(a, Node) for a in node.args[:2])
 
 
 def _is_constant(arg: object) -> bool:
@@ -244,10 +237,6 @@ def _mean(node: Node) -> str | Refusal:
     return Refusal(f"only means over both spatial dimensions have an integer kernel, not over {dims}")
 
 
-def _sum(node: Node) -> str | Refusal:
-    return "add" if is_plain_sum(node) else Refusal(f"add with alpha={node.kwargs['alpha']}")
-
-
 def _pad(node: Node) -> str | Refusal:
     mode = argument(node, 2, "mode", "constant")
     if mode != "constant":
@@ -273,7 +262,7 @@ def _element(node: Node) -> str | Refusal:
 _CHECKS: dict[object, Callable[[Node], str | Refusal]] = {
     aten.conv2d.default: _matmul("conv2d", 4),
     aten.linear.default: _matmul("linear", None),
-    aten.add.Tensor: _sum,
+    aten.add.Tensor: lambda _: "add",
     aten.mul.Tensor: lambda _: "mul",
     aten.cat.default: lambda _: "concat",
     aten.max_pool2d.default: _pool("max_pool2d"),
