@@ -26,11 +26,10 @@ from tvm.ir import Constant
 from qcompiler.passes.graph import Rewriter, array, constant, dims, dtype, op_name
 
 
-@tvm.transform.module_pass(opt_level=0, name="Canonicalize")
 class Canonicalize:
     """Folds operators on constants, resolves tuples, and gives operators with two spellings one."""
 
-    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+    def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         return _Canonicalize(module).run()
 
 

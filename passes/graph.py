@@ -130,8 +130,9 @@ class Rewriter:
         with self.builder.function(MAIN, params):
             with self.builder.dataflow():
                 returned = main.body.body
+                grouped = isinstance(self.was(returned), relax.Tuple)
                 for binding in bindings:
-                    if binding.var is returned or binding.var.same_as(returned):
+                    if grouped and binding.var.same_as(returned):
                         continue  # emitted last, as the output
                     self.name = binding.var.name
                     result = self.rewrite(binding.var, binding.value)
@@ -140,7 +141,8 @@ class Rewriter:
                     if not isinstance(result, relax.Var | Constant):
                         result = self.emit(result)
                     self.mapping[binding.var] = result
-                output = self.builder.emit_output(self.replaced(self.was(returned)))
+                result = self.replaced(self.was(returned) if grouped else returned)
+                output = self.builder.emit_output(result)
             self.builder.emit_func_output(output)
         return relax.transform.DeadCodeElimination()(self.builder.get())
 

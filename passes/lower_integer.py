@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import tvm
@@ -107,8 +108,22 @@ class _LowerInteger(Rewriter):
                 return self._lowered(FUSED_QUANTIZE, self.replaced(source), value)
         if name not in self.options.lowerings:
             return call
+        if name == "qc.dense" and len(dims(value)) != 2:
+            return self._matrix(call, value)
         lowered = self._lowered(name, call, value)
         return call if lowered is None else lowered
+
+    def _matrix(self, call: relax.Call, old: relax.Call) -> relax.Expr:
+        """A matrix product over the last of several axes: its kernel sees the others as one."""
+        rows = prod(dims(old)[:-1])
+        args = list(call.args)
+        for position in (0, *((4,) if len(args) > 4 else ())):
+            args[position] = self.emit(relax.op.reshape(args[position], (rows, dims(args[position])[-1])))
+        flat = self.builder.normalize(relax.Call(call.op, args, call.attrs, call.ty_args))
+        lowered = self._lowered("qc.dense", flat, flat)
+        if lowered is None:
+            return call
+        return relax.op.reshape(self.emit(lowered), dims(old))
 
     def _lowered(self, name: str, call: relax.Call, old: relax.Call) -> relax.Expr | None:
         kernel = self.options.lowerings[name](call, self.options.target)

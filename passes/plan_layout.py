@@ -31,11 +31,10 @@ TO_NHWC = [0, 2, 3, 1]
 TO_NCHW = [0, 3, 1, 2]
 
 
-@tvm.transform.module_pass(opt_level=0, name="PlanLayout")
 class PlanLayout:
     """Puts channels last in the integer part."""
 
-    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+    def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         return _PlanLayout(module).run()
 
 

@@ -26,11 +26,10 @@ from qcompiler.passes.graph import Rewriter, dims, dtype, ints, op_name
 from qcompiler.passes.quantized import Affine, dequantize, dequantized, per_tensor, quantize
 
 
-@tvm.transform.module_pass(opt_level=0, name="PropagateQuantization")
 class PropagateQuantization:
     """Moves dequantize down and quantize up through what commutes with them."""
 
-    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+    def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         return _PropagateQuantization(module).run()
 
 

@@ -110,17 +110,17 @@ class _RewriteToInteger(Rewriter):
 
     def _activation(self, x: relax.Expr, out: Affine) -> tuple[_Bounds, relax.Expr]:
         """Clamps around ``x`` as bounds of the output: rounding is monotonic, so they commute with it."""
-        lo, hi = 0, 255
+        lo, hi = 0, 255  # of the clamps so far; one further in is clamped by them
         while True:
             bound = self.definition(x)
             name = op_name(bound)
             if name == "relax.nn.relu":
-                lo = max(lo, out.quantized(0.0))
+                lo = min(max(lo, out.quantized(0.0)), hi)
             elif name == "relax.clip":
                 low, high = (out.quantized(number(a)) for a in bound.args[1:3])
-                lo, hi = max(lo, low), max(min(hi, high), low)
+                lo, hi = min(max(low, lo), hi), min(max(high, lo), hi)
             else:
-                return _Bounds(lo, max(lo, hi)), x
+                return _Bounds(lo, hi), x
             x = bound.args[0]
 
     def _layer_output(self, x: relax.Expr, out: Affine, bounds: _Bounds) -> relax.Expr | None:

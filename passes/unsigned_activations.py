@@ -25,11 +25,10 @@ from qcompiler.passes.graph import Rewriter, array, constant, dtype, op_name
 SHIFT = 128
 
 
-@tvm.transform.module_pass(opt_level=0, name="UseUnsignedActivations")
 class UseUnsignedActivations:
     """Stores every quantized activation as uint8."""
 
-    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+    def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         return _UseUnsignedActivations(module).run()
 
 

@@ -151,7 +151,8 @@ def max_pool2d(
     out = te.compute(
         (n, *out_size, c),
         lambda b, i, j, k: te.max(
-            _looped(x, (b, i, j, k), rp, rq, strides, padding, dilation, zero), axis=[rp, rq]
+            _looped(x, (b, i, j, k), rp, rq, strides, padding, dilation, zero, out_size, pool_size),
+            axis=[rp, rq],
         ),
         name="out",
     )
@@ -161,14 +162,25 @@ def max_pool2d(
 def _looped(
     x: te.Tensor, index: Sequence[Expr], rp: Expr, rq: Expr, strides: tuple[int, int],
     padding: tuple[int, int, int, int], dilation: tuple[int, int], outside: Expr,
+    covered: tuple[int, int], window: tuple[int, int],
 ) -> Expr:  # fmt: skip
-    """A position of a window given by reduction axes."""
+    """A position of a window given by reduction axes; ``covered`` and ``window`` are the extents of output and window.
+
+    Without padding, the last windows can still reach past the end, where the output's size was rounded up.
+    """
     b, i, j, c = index
-    h, w = int(x.shape[1]), int(x.shape[2])
-    y, z = i * strides[0] + rp * dilation[0] - padding[0], j * strides[1] + rq * dilation[1] - padding[1]
-    if not any(padding):
-        return x[b, y, z, c]
-    return tirx.if_then_else(tirx.all(y >= 0, y < h, z >= 0, z < w), x[b, y, z, c], outside)
+    conditions: list[Expr] = []
+    coordinates: list[Expr] = []
+    for axis, (out, tap) in enumerate(((i, rp), (j, rq))):
+        size = int(x.shape[1 + axis])
+        position = out * strides[axis] + tap * dilation[axis] - padding[axis]
+        if padding[axis]:
+            conditions.append(position >= 0)
+        if (covered[axis] - 1) * strides[axis] + (window[axis] - 1) * dilation[axis] - padding[axis] >= size:
+            conditions.append(position < size)
+        coordinates.append(position)
+    value = x[b, coordinates[0], coordinates[1], c]
+    return tirx.if_then_else(tirx.all(*conditions), value, outside) if conditions else value
 
 
 def avg_pool2d(
@@ -187,7 +199,16 @@ def avg_pool2d(
         lambda b, i, j, k: te.sum(
             i32(
                 _looped(
-                    x, (b, i, j, k), rp, rq, strides, padding, (1, 1), tirx.const(input_zero_point, "uint8")
+                    x,
+                    (b, i, j, k),
+                    rp,
+                    rq,
+                    strides,
+                    padding,
+                    (1, 1),
+                    tirx.const(input_zero_point, "uint8"),
+                    out_size,
+                    pool_size,
                 )
             ),
             axis=[rp, rq],

@@ -72,7 +72,6 @@ def test_a_float_tail_computes_what_it_should() -> None:
     np.testing.assert_allclose(actual, expected.array, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="errors lose their class on their way through TVM's passes")
 def test_a_module_with_control_flow_is_refused() -> None:
     module = make(network, IMAGE)
     broken = relax.transform.ToNonDataflow()(module)

@@ -10,7 +10,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qc_modules import Emit, build, dq, dq_weight, make, q, reference, run
+from qc_modules import Emit, build, dq, dq_weight, make, q, reference, run, runs_here
 from tvm import relax
 
 from qcompiler.operators import INTEGER_OPERATORS
@@ -19,7 +19,14 @@ from qcompiler.passes.graph import bindings, dtype, op_name
 from qcompiler.targets import registry
 
 MOVEMENT = frozenset(
-    {"relax.reshape", "relax.permute_dims", "relax.concat", "relax.strided_slice", "relax.image.resize2d"}
+    {
+        "relax.reshape",
+        "relax.permute_dims",
+        "relax.concat",
+        "relax.strided_slice",
+        "relax.nn.pad",
+        "relax.image.resize2d",
+    }
 )
 SCALES = (1e-6, 1e-4, 0.007, 0.02, 0.5, 1.0, 30.0, 1e3)
 ZERO_POINTS = (0, 1, 7, 128, 254, 255)
@@ -31,9 +38,8 @@ UNARY = {
     "gelu": relax.op.nn.gelu,
     "hard tanh": lambda x: relax.op.clip(x, -1, 1),
 }
-# Constant padding has a test of its own.
 IMAGE_OPERATORS = ("conv", "depthwise", "add", "mul", "concat", "max pool", "avg pool", "mean", "unary", "upsample",
-                   "slice", "flatten")  # fmt: skip
+                   "pad", "slice", "flatten")  # fmt: skip
 VECTOR_OPERATORS = ("linear", "add", "mul", "concat", "unary", "slice")
 
 
@@ -171,10 +177,9 @@ class Graph:
     def _avg_pool(self, x: Node) -> None:
         window = min(self.pick(2, 3), *x.shape[2:])
         pad = self.pick(0, window // 2)
-        # ceil_mode joins padding only: without it the kernels have a test of their own.
         pool = relax.op.nn.avg_pool2d(
             self.emit(x.real), pool_size=[window] * 2, strides=[self.pick(1, 2)] * 2, padding=[pad] * 4,
-            ceil_mode=pad > 0 and self.flip(), count_include_pad=self.flip(),
+            ceil_mode=self.flip(), count_include_pad=self.flip(),
         )  # fmt: skip
         self.quantized(pool, near=x.scale)
 
@@ -193,6 +198,10 @@ class Graph:
                 coordinate_transformation_mode="asymmetric", rounding_method="floor",
             )  # fmt: skip
             self.quantized(resized, same=x)
+
+    def _pad(self, x: Node) -> None:
+        widths = [0, 0, 0, 0, *(self.pick(0, 1, 2) for _ in range(4))]
+        self.quantized(relax.op.nn.pad(self.emit(x.real), widths, "constant", 0.0), same=x)
 
     def _slice(self, x: Node) -> None:
         axis = self.pick(*range(1, len(x.shape)))
@@ -238,7 +247,7 @@ def inputs(shape: tuple[int, ...], scale: float) -> list[list[np.ndarray]]:
     ]
 
 
-def check(seed: int, steps: int) -> None:
+def check(seed: int, steps: int, target: str = "native") -> None:
     module, shape, scale = graph(seed, steps)
     integer = pipeline.to_integer(module, pipeline.Dump(None))
     strangers = [
@@ -251,7 +260,7 @@ def check(seed: int, steps: int) -> None:
     assert not strangers, f"stayed in float: {strangers} {integer.notes}"
     data = inputs(shape, scale)
     expected = reference(integer.module, data)
-    actual = run(build(integer.module, registry.resolve("native")), data)
+    actual = run(build(integer.module, registry.resolve(target)), data)
     for sample, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(
@@ -267,6 +276,15 @@ STEPS = st.integers(3, 8)
 @given(SEEDS, STEPS)
 def test_compiled_graphs_equal_the_interpreter(seed: int, steps: int) -> None:
     check(seed, steps)
+
+
+@pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2"])
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
+@given(SEEDS, STEPS)
+def test_graphs_compiled_for_other_chips(target: str, seed: int, steps: int) -> None:
+    if not runs_here(registry.resolve(target)):
+        pytest.skip(f"this CPU lacks features of {target}")
+    check(seed, steps, target)
 
 
 @pytest.mark.slow

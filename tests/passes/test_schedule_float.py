@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import te
+
+from qcompiler.passes.schedule_float import SCHEDULED, ScheduleFloat
+
+
+def module(*tensors: te.Tensor) -> tvm.IRModule:
+    return tvm.IRModule({"kernel": te.create_prim_func(list(tensors)).without_attr("global_symbol")})
+
+
+def exponential(*shape: int) -> tvm.IRModule:
+    x = te.placeholder(shape, "float32", name="x")
+    return module(x, te.compute(shape, lambda *i: te.exp(x[i]), name="y"))
+
+
+def row_sum(rows: int, columns: int, inner: int) -> tvm.IRModule:
+    x = te.placeholder((rows, columns, inner), "float32", name="x")
+    k = te.reduce_axis((0, columns), "k")
+    return module(x, te.compute((rows, inner), lambda i, j: te.sum(x[i, k, j], axis=k), name="y"))
+
+
+def text(scheduled: tvm.IRModule) -> str:
+    return str(scheduled["kernel"].script())
+
+
+def test_large_kernels_are_parallel_and_vectorized() -> None:
+    code = text(ScheduleFloat(512)(exponential(64, 1024)))
+    assert "T.parallel" in code
+    assert "T.vectorized(16)" in code
+
+
+def test_small_kernels_run_on_one_thread() -> None:
+    code = text(ScheduleFloat(256)(exponential(4, 64)))
+    assert "T.parallel" not in code
+    assert "T.vectorized(8)" in code
+
+
+def test_reductions_are_vectorized_over_their_outputs() -> None:
+    code = text(ScheduleFloat(256)(row_sum(64, 100, 32)))
+    assert "T.parallel" in code
+    assert "T.vectorized(16)" in code
+
+
+def test_kernels_with_a_schedule_are_left_alone() -> None:
+    plain = exponential(64, 1024)
+    marked = tvm.IRModule({"kernel": plain["kernel"].with_attr(SCHEDULED, True)})
+    tvm.ir.assert_structural_equal(ScheduleFloat(512)(marked), marked)
+
+
+@pytest.mark.parametrize(
+    ("build", "shapes"),
+    [
+        (lambda: exponential(3, 7, 11), [(3, 7, 11), (3, 7, 11)]),
+        (lambda: exponential(5), [(5,), (5,)]),
+        (lambda: exponential(4, 4096), [(4, 4096), (4, 4096)]),
+        (lambda: row_sum(3, 5, 7), [(3, 5, 7), (3, 7)]),
+        (lambda: row_sum(2, 5, 3), [(2, 5, 3), (2, 3)]),
+        (lambda: row_sum(4, 9, 70), [(4, 9, 70), (4, 70)]),
+    ],
+)
+def test_schedules_do_not_change_values(build: Any, shapes: list[tuple[int, ...]]) -> None:
+    results = []
+    data = np.random.default_rng(0).normal(size=shapes[0]).astype(np.float32)
+    for scheduled in (build(), ScheduleFloat(256)(build())):
+        # None of these has a parallel loop, so they leave this thread without a pool of workers.
+        assert "T.parallel" not in text(scheduled)
+        function = scheduled["kernel"].with_attr("global_symbol", "kernel")
+        compiled = tvm.compile(tvm.IRModule({"kernel": function}), target="llvm")
+        out = tvm.runtime.tensor(np.zeros(shapes[1], np.float32))
+        compiled["kernel"](tvm.runtime.tensor(data), out)
+        results.append(out.numpy())
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
