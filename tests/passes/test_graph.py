@@ -35,6 +35,16 @@ def test_users_see_the_new_expression() -> None:
     assert_equal(Exchange(before).run(), make(lambda e, x: relax.op.add(e(relax.op.tanh(x)), x), SHAPE))
 
 
+def test_what_is_returned_is_rewritten_too() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(*SHAPE))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            output = builder.emit_output(relax.op.exp(x))
+        builder.emit_func_output(output)
+    assert operators(Exchange(builder.get()).run()) == ["relax.tanh"]
+
+
 def test_the_module_given_is_not_changed() -> None:
     before = make(lambda e, x: relax.op.exp(x), SHAPE)
     Exchange(before).run()
