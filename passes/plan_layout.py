@@ -76,10 +76,11 @@ class _PlanLayout(Rewriter):
             return self.last[old]
         first = super().replaced(old)
         shape = dims(old)
+        name = f"{old.name}_nhwc" if isinstance(old, relax.Var) else ""
         if shape[2] * shape[3] == 1 or shape[1] == 1:
-            moved = self.emit(relax.op.reshape(first, (shape[0], shape[2], shape[3], shape[1])))
+            moved = self.emit(relax.op.reshape(first, (shape[0], shape[2], shape[3], shape[1])), name)
         else:
-            moved = self.emit(relax.op.permute_dims(first, TO_NHWC))
+            moved = self.emit(relax.op.permute_dims(first, TO_NHWC), name)
         if isinstance(old, relax.Var):
             self.last[old] = moved
             self.first[old] = first

@@ -215,8 +215,10 @@ class _RewriteToInteger(Rewriter):
                 return None
             bias = array(bound.args[position])
             inner = bound.args[1 - position]
-            name = inner.name if isinstance(inner, relax.Var) else name
             bound = self.definition(inner)
+            # The importer names a convolution after its module, and of a linear layer only the sum with the bias.
+            if op_name(bound) == "relax.nn.conv2d" and isinstance(inner, relax.Var):
+                name = inner.name
         name = self.names.get(name, name)
         if op_name(bound) == "relax.nn.conv2d":
             return self._conv2d(bound, bias, name)

@@ -1,9 +1,7 @@
 """qcompiler: from a trained PyTorch model to a fast, exact int8 shared library.
 
-import qcompiler
-
-bundle = qcompiler.compile(model, (x,), calibration=batches, output="my-bundle")
-outputs = qcompiler.load("my-bundle").run(x)
+``qcompiler.compile(model, (x,), calibration=batches, output="my-bundle")`` writes a bundle, and
+``qcompiler.load("my-bundle").run(x)`` runs it.
 """
 
 from __future__ import annotations

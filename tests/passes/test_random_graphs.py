@@ -38,9 +38,9 @@ UNARY = {
     "gelu": relax.op.nn.gelu,
     "hard tanh": lambda x: relax.op.clip(x, -1, 1),
 }
-IMAGE_OPERATORS = ("conv", "depthwise", "add", "mul", "concat", "max pool", "avg pool", "mean", "unary", "upsample",
-                   "pad", "slice", "flatten")  # fmt: skip
-VECTOR_OPERATORS = ("linear", "add", "mul", "concat", "unary", "slice")
+IMAGE_OPERATORS = ("conv", "conv", "depthwise", "add", "mul", "concat", "max pool", "avg pool", "mean", "unary", "upsample",
+                   "pad", "slice", "flatten", "flatten")  # fmt: skip
+VECTOR_OPERATORS = ("linear", "linear", "linear", "add", "mul", "concat", "unary", "slice")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Graph:
         if same is not None:
             scale, zero = same.scale, same.zero_point
         else:
-            scale = self.pick(*SCALES) if near is None else near * self.pick(0.01, 0.3, 1.0, 1.7, 100.0)
+            scale = self.pick(*SCALES) if near is None else near * self.pick(1.0, 1.0, 0.3, 1.7, 0.01, 100.0)
             zero = self.pick(*ZERO_POINTS)
         scale = float(np.float32(np.clip(scale, 1e-6, 1e3)))
         node = Node(self.emit(q(real, scale, zero)), tuple(int(d) for d in real.ty.shape), scale, zero)
@@ -96,7 +96,7 @@ class Graph:
             scales[0] = np.float32(1e-20)  # a channel of weights that vanish
         return self.emit(dq_weight(values.astype(np.int8), scales)), scales
 
-    def layer(self, x: Node, real: relax.Expr, scales: np.ndarray, axes: tuple[int, ...]) -> Node:
+    def layer(self, x: Node, real: relax.Expr, scales: np.ndarray, axes: tuple[int, ...], taps: int) -> Node:
         """Bias, perhaps a residual and an activation after ``real``."""
         real = self.emit(real)
         channels = scales.size
@@ -113,7 +113,7 @@ class Graph:
             real = relax.op.nn.relu(real)
         elif activation == "relu6":
             real = relax.op.clip(real, 0, 6)
-        return self.quantized(real, near=unit * 300)
+        return self.quantized(real, near=unit * 60 * taps**0.5)
 
     def step(self) -> None:
         images = [n for n in self.nodes if len(n.shape) == 4 and np.prod(n.shape) <= 2500]
@@ -133,7 +133,7 @@ class Graph:
             kernel = [1, 1]
         weight, scales = self.weight((out, c // groups, *kernel))
         real = relax.op.nn.conv2d(x.real, weight, strides=[self.pick(1, 2)] * 2, padding=pads, groups=groups)
-        self.layer(x, real, scales, (1, 1))
+        self.layer(x, real, scales, (1, 1), c // groups * kernel[0] * kernel[1])
 
     def _depthwise(self, x: Node) -> None:
         c = x.shape[1]
@@ -141,15 +141,18 @@ class Graph:
         real = relax.op.nn.conv2d(
             x.real, weight, strides=[self.pick(1, 2)] * 2, padding=[1, 1, 1, 1], groups=c
         )
-        self.layer(x, real, scales, (1, 1))
+        self.layer(x, real, scales, (1, 1), 9)
 
     def _linear(self, x: Node) -> None:
         weight, scales = self.weight((self.pick(1, 5, 16, 33), x.shape[1]))
         real = relax.op.matmul(x.real, self.emit(relax.op.permute_dims(weight, [1, 0])))
-        self.layer(x, real, scales, ())
+        self.layer(x, real, scales, (), x.shape[1])
 
     def _partner(self, x: Node) -> Node:
-        return self.pick(*[n for n in self.nodes if n.shape == x.shape])
+        others = [n for n in self.nodes if n.shape == x.shape and n is not x]
+        if not others:
+            others = [self.quantized(relax.op.negative(self.emit(x.real)), near=x.scale)]
+        return self.pick(*others)
 
     def _add(self, x: Node) -> None:
         y = self._partner(x)
@@ -188,7 +191,9 @@ class Graph:
         self.quantized(relax.op.mean(self.emit(x.real), axis=[2, 3], keepdims=keep), near=x.scale)
 
     def _unary(self, x: Node) -> None:
-        self.quantized(UNARY[self.pick(*UNARY)](self.emit(x.real)))
+        name = self.pick(*UNARY)
+        near = 1 / 128 if name in ("sigmoid", "tanh", "hard tanh") else x.scale
+        self.quantized(UNARY[name](self.emit(x.real)), near=self.pick(near, near, None))
 
     def _upsample(self, x: Node) -> None:
         size = (x.shape[2] * 2, x.shape[3] * self.pick(1, 2, 3))
@@ -227,9 +232,8 @@ def graph(seed: int, steps: int) -> tuple[tvm.IRModule, tuple[int, ...], float]:
         made.nodes.append(Node(emit(q(x, scale, zero)), shape, scale, zero))
         for _ in range(steps):
             made.step()
-        used = made.nodes[-3:]
-        # Real numbers come out of the last one too.
-        return (*(node.var for node in used), emit(used[-1].real))
+        # Every tensor comes out, so that none hides behind a later one that saturates; the last one as reals too.
+        return (*(node.var for node in made.nodes), emit(made.nodes[-1].real))
 
     return make(body, (shape, "float32")), shape, scale
 
