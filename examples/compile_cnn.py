@@ -1,6 +1,6 @@
 """Compiles a small CNN from Python, runs the bundle, and says what became of every layer.
 
-    python examples/compile_cnn.py
+python examples/compile_cnn.py
 """
 
 from __future__ import annotations

@@ -23,9 +23,10 @@ from collections.abc import Callable
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.ir import Constant
 
 from qcompiler import operators
-from qcompiler.passes.graph import Rewriter, dims, dtype, ints, op_name
+from qcompiler.passes.graph import Rewriter, array, constant, dims, dtype, ints, op_name
 
 TO_NHWC = [0, 2, 3, 1]
 TO_NCHW = [0, 3, 1, 2]
@@ -114,7 +115,16 @@ def _pointwise(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:
     if any(len(dims(a)) != 4 for a in activations) or not any(plan.has_last(a) for a in activations):
         return None
     args = [plan.channels_last(a) if isinstance(a, relax.Var) else a for a in call.args]
+    if op_name(call) in ("qc.add", "qc.mul"):
+        args = [_constant_last(a) if isinstance(a, Constant) else a for a in args]
     return relax.Call(call.op, args, call.attrs, call.ty_args)
+
+
+def _constant_last(operand: relax.Expr) -> relax.Expr:
+    """A constant that broadcasts to an NCHW tensor, for the same tensor with its channels last."""
+    values = array(operand)
+    whole = values.reshape((1,) * (4 - values.ndim) + values.shape)
+    return constant(whole.transpose(TO_NHWC))
 
 
 def _concat(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:

@@ -51,13 +51,11 @@ def _constants(affine: Affine) -> tuple[relax.Expr, relax.Expr]:
     return constant(np.asarray(affine.scale, np.float32)), constant(np.asarray(affine.zero_point, np.int32))
 
 
-def dequantized(expr: relax.Expr) -> tuple[relax.Expr, Affine] | None:
-    """The uint8 tensor and parameters behind a dequantize node of an activation."""
-    if (
-        op_name(expr) != "relax.dequantize"
-        or dtype(expr.args[0]) != "uint8"
-        or isinstance(expr.args[0], Constant)
-    ):
+def dequantized(expr: relax.Expr, *, constants: bool = False) -> tuple[relax.Expr, Affine] | None:
+    """The uint8 tensor and parameters behind a dequantize node of an activation, or of a constant if ``constants``."""
+    if op_name(expr) != "relax.dequantize" or dtype(expr.args[0]) != "uint8":
+        return None
+    if isinstance(expr.args[0], Constant) and not constants:
         return None
     affine = per_tensor(expr)
     return None if affine is None else (expr.args[0], affine)

@@ -159,7 +159,7 @@ class _RewriteToInteger(Rewriter):
         name = op_name(bound)
         if name not in ("relax.add", "relax.subtract"):
             return None
-        a, b = (dequantized(self.definition(arg)) for arg in bound.args)
+        a, b = (dequantized(self.definition(arg), constants=True) for arg in bound.args)
         if a is None or b is None:
             return None
         folded = fold_addition(a[1], b[1], out, 1 if name == "relax.add" else -1)
@@ -175,7 +175,7 @@ class _RewriteToInteger(Rewriter):
         bound = self.definition(x)
         if op_name(bound) != "relax.multiply":
             return None
-        a, b = (dequantized(self.definition(arg)) for arg in bound.args)
+        a, b = (dequantized(self.definition(arg), constants=True) for arg in bound.args)
         if a is None or b is None:
             return None
         return operators.call(

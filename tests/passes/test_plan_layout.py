@@ -143,3 +143,33 @@ def test_what_has_no_image_is_left_alone() -> None:
 def test_elementwise_operators_away_from_images_are_left_alone() -> None:
     module = make(lambda e, a, b: add(a, b), IMAGE, IMAGE)
     assert_equal(PlanLayout()(module), module)
+
+
+def test_constant_operands_get_their_channels_last() -> None:
+    """A constant of one value a channel broadcasts over space in either layout; same bits as the reference."""
+    rng = np.random.default_rng(0)
+    gain = relax.const(rng.integers(0, 256, (5, 1, 1)).astype(np.uint8), "uint8")
+
+    def graph(emit, x):  # type: ignore[no-untyped-def]
+        pooled = emit(
+            qc.call(
+                "qc.max_pool2d", [x], pool_size=[1, 1], strides=[1, 1], padding=[0] * 4, dilation=[1, 1],
+                layout="NCHW", out_size=[4, 4],
+            )
+        )  # fmt: skip
+        return qc.call(
+            "qc.mul",
+            [pooled, gain],
+            a_zero_point=3,
+            b_zero_point=7,
+            multiplier=0.01,
+            zero_point=9,
+            lo=0,
+            hi=255,
+        )
+
+    module = make(graph, ((2, 5, 4, 4), "uint8"))
+    planned = PlanLayout()(module)
+    x = rng.integers(0, 256, (2, 5, 4, 4)).astype(np.uint8)
+    (before,), (after,) = interpret(module, [x]), interpret(planned, [x])
+    assert np.array_equal(before.array, after.array)
