@@ -30,7 +30,7 @@ from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lower_integer import Layer
 from qcompiler.quantization import calibration as calibrations
-from qcompiler.quantization import quantize
+from qcompiler.quantization import quantize, respell
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
 from qcompiler.runtime.manifest import FloatRecord, LayerRecord, Manifest, TargetNeeds, TensorSpec, Versions
@@ -104,7 +104,7 @@ def _quantized(
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
-        return program, []
+        return respell(program), []
     if calibration is None:
         raise CalibrationError(
             "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"

@@ -24,7 +24,7 @@ def float_operators(
 
     Args:
         module: Relax module after the phase *integer*.
-        notes: reasons that the passes noted, by variable.
+        notes: reasons that the passes noted, by variable; they count where quantization gave none.
         refused: operators that quantization left in float, with its reasons; they explain those of the module that
             they became, by operator and place.
     """
@@ -43,14 +43,16 @@ def float_operators(
     return tuple(records)
 
 
-def _reason(operator: str, place: str, refused: Sequence[FloatRecord], binding: relax.VarBinding) -> str:
+def _refusal(operator: str, place: str, refused: Sequence[FloatRecord]) -> str | None:
+    """The reason that quantization gave for this operator: the first cause, where there is one."""
     for record in refused:
         readable = record.place.split(",")[0].replace(".", "_")
         if place == readable or place.startswith(f"{readable}_") or place.rstrip("0123456789_") == readable:
             return record.reason
-    for record in refused:
-        if record.operator.rstrip("_") == operator:
-            return record.reason
+    return next((r.reason for r in refused if r.operator.rstrip("_") == operator), None)
+
+
+def _consequence(binding: relax.VarBinding) -> str:
     if any(dtype(a) == "uint8" for a in binding.value.args if isinstance(a, relax.Var) and is_tensor(a)):
         return "no integer form on its quantized input"
     return "it works on tensors that are not quantized"

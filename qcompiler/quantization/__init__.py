@@ -5,6 +5,6 @@ from qcompiler._quiet import quiet
 quiet()
 
 from qcompiler.quantization.places import FloatOperator  # noqa: E402  torchao is quiet from here on
-from qcompiler.quantization.quantizer import quantize  # noqa: E402
+from qcompiler.quantization.quantizer import quantize, respell  # noqa: E402
 
-__all__ = ["FloatOperator", "quantize"]
+__all__ = ["FloatOperator", "quantize", "respell"]

@@ -47,15 +47,7 @@ def quantize(
         QuantizationError: ``keep_float`` names what the model does not have.
         CalibrationError: there is no batch, or a tensor is not finite.
     """
-    # Without in-place operators a tensor has one value, and one range.
-    model = ep.run_decompositions({}).module(check_guards=False)
-    assert isinstance(model, GraphModule)
-    examples = tuple(
-        torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype)
-        for n in model.graph.nodes
-        if n.op == "placeholder"
-    )
-    canonicalize(model)
+    model, examples = _canonical(ep)
     rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
     quantizer = TargetQuantizer(rules, config)
     prepared = prepare_pt2e(model, quantizer)
@@ -67,6 +59,33 @@ def quantize(
         quantized = torch.export.export(converted, examples)
     _copy_places(converted, quantized)
     return quantized, quantizer.float_operators
+
+
+def respell(ep: ExportedProgram) -> ExportedProgram:
+    """A program that is quantized already, in functional operators of the spellings that the importer takes.
+
+    Args:
+        ep: a program in PT2E form.
+    """
+    model, examples = _canonical(ep)
+    with torch.no_grad():
+        respelled = torch.export.export(model, examples)
+    _copy_places(model, respelled)
+    return respelled
+
+
+def _canonical(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:
+    """The program's graph, canonical, and inputs to export it with again."""
+    # Without in-place operators a tensor has one value, and one range.
+    model = ep.run_decompositions({}).module(check_guards=False)
+    assert isinstance(model, GraphModule)
+    examples = tuple(
+        torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype)
+        for n in model.graph.nodes
+        if n.op == "placeholder"
+    )
+    canonicalize(model)
+    return model, examples
 
 
 def _calibrate(
