@@ -37,9 +37,8 @@ def float_operators(
             continue
         operator = name.removeprefix("relax.").removeprefix("nn.")
         place = binding.var.name
-        records.append(
-            FloatRecord(operator, place, notes.get(place) or _reason(operator, place, refused, binding))
-        )
+        reason = _refusal(operator, place, refused) or notes.get(place) or _consequence(binding)
+        records.append(FloatRecord(operator, place, reason))
     return tuple(records)
 
 
