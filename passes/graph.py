@@ -83,9 +83,6 @@ class Rewriter:
         self.new[var] = expr
         return var
 
-    def emit_call(self, call: relax.Call, name: str = "") -> relax.Var:
-        return self.emit(call, name)
-
     def definition(self, expr: relax.Expr) -> relax.Expr:
         """What a new variable is bound to; anything else stands for itself."""
         return self.new.get(expr, expr) if isinstance(expr, relax.Var) else expr

@@ -6,7 +6,7 @@ schedules hold on to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import te, tirx
@@ -15,8 +15,6 @@ from tvm.ir import Expr
 from qcompiler.operators import window_extent
 from qcompiler.targets.x86.decisions import ConvDecision
 from qcompiler.targets.x86.layouts import ChannelBlocks, ceil_div
-
-Index = Callable[..., Expr]
 
 
 def i32(value: Expr) -> Expr:

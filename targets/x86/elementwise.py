@@ -239,16 +239,13 @@ def schedule_spatial(sch: Schedule, cycles: int, vector: int, *, flat: bool) -> 
         for loop in loops:
             total *= int(sch.get(loop).extent)
         fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
-        chunk = divisor_at_most(total, 64 * vector) if total % vector == 0 else 64 * vector
         if total % vector == 0:
             chunk = vector * divisor_at_most(total // vector, 64)
             outer, inner = sch.split(fused, [None, chunk])
             _, lanes = sch.split(inner, [None, vector])
-        else:
-            outer, inner = sch.split(fused, [None, min(chunk, total)])
-            lanes = None
-        if lanes is not None:
             sch.vectorize(lanes)
+        else:
+            outer, _ = sch.split(fused, [None, min(64 * vector, total)])
     else:
         *rest, last = loops
         extent = int(sch.get(last).extent)
