@@ -19,18 +19,20 @@ from math import prod
 from typing import Protocol
 
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
 from qcompiler.operators import INTEGER_OPERATORS
 from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, ints, op_name
 from qcompiler.targets.base import Target
+from qcompiler.targets.workload import Origin, Scheduled, Scheduler, Workload, default_schedule
 
 
 class Kernel(Protocol):
-    """What a target gives for a call: a scheduled kernel and its arguments."""
+    """What a target gives for a call: a kernel, to be scheduled or scheduled already, and its arguments."""
 
     @property
-    def function(self) -> tirx.PrimFunc: ...
+    def kernel(self) -> Workload | tirx.PrimFunc: ...
     @property
     def args(self) -> list[relax.Expr]: ...
     @property
@@ -57,6 +59,7 @@ class Layer:
         accumulator_bound: largest magnitude of its accumulators, or None.
         instruction: the multiply-accumulate instruction of its kernel, or None.
         reason: why it has none, or None.
+        schedule: where its schedule comes from; None for a kernel with one schedule only.
     """
 
     name: str
@@ -68,16 +71,42 @@ class Layer:
     accumulator_bound: int | None
     instruction: str | None
     reason: str | None
+    schedule: Origin | None
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A kernel with more than one schedule.
+
+    Attributes:
+        workload: the kernel and its schedules.
+        args: what the first call of it is called with: activations and packed constants.
+        call: that call, of an integer operator with its constants: what the kernel must compute.
+    """
+
+    workload: Workload
+    args: list[relax.Expr]
+    call: relax.Call
 
 
 class LowerInteger:
-    """Lowers integer operators with ``lowerings``; ``layers`` holds what became of each call."""
+    """Lowers integer operators with ``lowerings`` and schedules them with ``scheduler``.
+
+    Attributes:
+        layers: what became of each call.
+        tunable: kernels with more than one schedule, by their names in the module.
+    """
 
     def __init__(
-        self, target: Target, lowerings: Mapping[str, Callable[[relax.Call, Target], Kernel | None]]
+        self,
+        target: Target,
+        lowerings: Mapping[str, Callable[[relax.Call, Target], Kernel | None]],
+        scheduler: Scheduler = default_schedule,
     ) -> None:
         self.target = target
         self.lowerings = lowerings
+        self.scheduler = scheduler
+        self.tunable: dict[str, Tunable] = {}
         self.layers: list[Layer] = []
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
@@ -85,6 +114,7 @@ class LowerInteger:
         result = rewriter.run()
         alive = {b.value.args[0].name_hint for b in bindings(result) if op_name(b.value) == "relax.call_tir"}
         self.layers = [layer for layer in rewriter.layers if layer.kernel in alive]
+        self.tunable = {name: kernel for name, kernel in rewriter.tunable.items() if name in alive}
         return result
 
 
@@ -93,6 +123,8 @@ class _LowerInteger(Rewriter):
         super().__init__(module)
         self.options = options
         self.layers: list[Layer] = []
+        self.tunable: dict[str, Tunable] = {}
+        self.scheduled: dict[int, list[tuple[tirx.PrimFunc, Scheduled]]] = {}
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         name = op_name(value)
@@ -130,16 +162,32 @@ class _LowerInteger(Rewriter):
         if kernel is None:
             return None
         operator = name.removeprefix("qc.").removeprefix("relax.")
-        function = self.builder.add_func(kernel.function, f"qc_{operator}")
+        scheduled, tunable = self._scheduled(kernel.kernel)
+        function = self.builder.add_func(scheduled.function, f"qc_{operator}")
+        if tunable is not None:
+            self.tunable.setdefault(function.name_hint, Tunable(tunable, kernel.args, call))
         attrs = old.attrs if name in INTEGER_OPERATORS else {}
         bound = int(attrs["accumulator_bound"]) if "accumulator_bound" in attrs else None
         self.layers.append(
             Layer(
                 self.name, operator, function.name_hint, dtype(old), dims(old), macs(call), bound,
-                kernel.instruction, kernel.reason,
+                kernel.instruction, kernel.reason, None if tunable is None else scheduled.origin,
             )
         )  # fmt: skip
         return relax.call_tir(function, kernel.args, out_ty=relax.TensorType(dims(old), dtype(old)))
+
+    def _scheduled(self, kernel: Workload | tirx.PrimFunc) -> tuple[Scheduled, Workload | None]:
+        """The scheduled kernel, and what tuning can work on; equal kernels are scheduled once."""
+        if not isinstance(kernel, Workload):
+            return Scheduled(kernel, "default"), None
+        scheduler = self.options.scheduler if kernel.tunable else default_schedule
+        alike = self.scheduled.setdefault(tvm_ffi.structural_hash(kernel.function), [])
+        for function, scheduled in alike:
+            if tvm_ffi.structural_equal(function, kernel.function):
+                return scheduled, kernel if kernel.tunable else None
+        scheduled = scheduler(kernel)
+        alike.append((kernel.function, scheduled))
+        return scheduled, kernel if kernel.tunable else None
 
 
 def macs(call: relax.Call) -> int:

@@ -14,13 +14,14 @@ from tvm import relax
 
 from qcompiler.passes import verify
 from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.lower_integer import Kernel, Layer, LowerInteger
+from qcompiler.passes.lower_integer import Kernel, Layer, LowerInteger, Tunable
 from qcompiler.passes.plan_layout import PlanLayout
 from qcompiler.passes.propagate_quantization import PropagateQuantization
 from qcompiler.passes.rewrite_to_integer import RewriteToInteger
 from qcompiler.passes.schedule_float import ScheduleFloat
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
 from qcompiler.targets.base import Target
+from qcompiler.targets.workload import Scheduler, default_schedule
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +93,12 @@ class Physical:
     Attributes:
         module: Relax module of calls of scheduled TensorIR.
         layers: the integer operators and what became of them.
+        tunable: kernels with more than one schedule, by their names in the module.
     """
 
     module: tvm.IRModule
     layers: list[Layer]
+    tunable: dict[str, Tunable]
 
 
 def to_physical(
@@ -104,9 +107,10 @@ def to_physical(
     tvm_target: tvm.target.Target,
     lowerings: Mapping[str, Callable[[relax.Call, Target], Kernel | None]],
     dump: Dump,
+    scheduler: Scheduler = default_schedule,
 ) -> Physical:
     """Phase *physical*: layouts are the target's, weights are packed, every operator is a scheduled kernel."""
-    lower = LowerInteger(target, lowerings)
+    lower = LowerInteger(target, lowerings, scheduler)
     module = _apply([PlanLayout(), lower], module, dump)
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
     with tvm_target:
@@ -124,7 +128,7 @@ def to_physical(
             dump,
         )
     verify.physical(module)
-    return Physical(module, lower.layers)
+    return Physical(module, lower.layers, lower.tunable)
 
 
 def to_machine(module: tvm.IRModule, tvm_target: tvm.target.Target, dump: Dump) -> tvm.IRModule:

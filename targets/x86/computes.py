@@ -13,7 +13,6 @@ from tvm import te, tirx
 from tvm.ir import Expr
 
 from qcompiler.operators import window_extent
-from qcompiler.targets.x86.decisions import ConvDecision
 from qcompiler.targets.x86.layouts import ChannelBlocks, ceil_div
 
 
@@ -89,6 +88,24 @@ class ConvShape:
         """Multiply-accumulates, without those that padding and packing add."""
         outputs = self.batch * self.out_height * self.out_width * self.out_channels
         return outputs * self.kernel[0] * self.kernel[1] * (self.in_channels // self.groups)
+
+    def describe(self, matrix: bool) -> str:
+        """A line for people."""
+        if matrix:
+            return f"dense {self.width}x{self.in_channels} -> {self.out_channels}"
+        kernel = "x".join(str(k) for k in self.kernel)
+        extras = [
+            f"{name} {value[0]}" if len(set(value)) == 1 else f"{name} {value}"
+            for name, value, plain in (
+                ("stride", self.strides, (1, 1)),
+                ("padding", self.padding, (0, 0, 0, 0)),
+                ("dilation", self.dilation, (1, 1)),
+                ("groups", (self.groups,), (1,)),
+            )
+            if value != plain
+        ]
+        extents = f"{self.batch}x{self.height}x{self.width}x{self.in_channels}"
+        return ", ".join([f"conv2d {extents} -> {self.out_channels}", kernel, *extras])
 
     @property
     def depthwise(self) -> bool:
@@ -184,7 +201,7 @@ class Epilogue:
 def conv2d(
     shape: ConvShape,
     cut: ChannelBlocks,
-    decision: ConvDecision,
+    computed: int,
     epilogue: Epilogue,
     pad_value: int,
     *,
@@ -192,16 +209,16 @@ def conv2d(
 ) -> Kernel:
     """A dense or grouped convolution; with ``matrix`` the activations are ``[M, K]`` and ``[M, CO]``.
 
-    The arguments are x, packed weights, the epilogue's arguments, output.
+    The arguments are x, packed weights, the epilogue's arguments, output. ``computed`` columns are computed, the
+    output's and as many more as make whole tiles.
     """
     n, oh, ow, co = shape.batch, shape.out_height, shape.out_width, shape.out_channels
     kh, kw = shape.kernel
     sh, sw = shape.strides
     dh, dw = shape.dilation
     lanes = cut.lanes
-    computed = ceil_div(ow, decision.tile_width) * decision.tile_width
     whole_tiles = computed == ow
-    whole_blocks = cut.blocks * lanes == co and cut.blocks_per_group % decision.tile_blocks == 0
+    whole_blocks = cut.blocks * lanes == co
     channels = shape.in_channels
     last_group = (cut.blocks // cut.blocks_per_group - 1) * cut.group_inputs
     read_channels = max(channels, last_group + cut.k_blocks * 4)
@@ -274,13 +291,12 @@ def conv2d(
 
 
 def depthwise_conv2d(
-    shape: ConvShape, lanes: int, tile_width: int, epilogue: Epilogue, pad_value: int
+    shape: ConvShape, lanes: int, computed: int, epilogue: Epilogue, pad_value: int
 ) -> Kernel:
     """A depthwise convolution; weights are ``[C/L, KH, KW, L]``."""
     n, oh, ow, c = shape.batch, shape.out_height, shape.out_width, shape.out_channels
     (kh, kw), (sh, sw), (dh, dw) = shape.kernel, shape.strides, shape.dilation
     blocks = ceil_div(c, lanes)
-    computed = ceil_div(ow, tile_width) * tile_width
     whole = computed == ow and blocks * lanes == c
     x = te.placeholder((n, shape.height, shape.width, c), "uint8", name="x")
     padded = padded_input(x, shape, (computed - 1) * sw + (kw - 1) * dw + 1, blocks * lanes, pad_value)

@@ -16,13 +16,11 @@ class ConvDecision:
     """Decisions of a convolution's schedule.
 
     Attributes:
-        lanes: output channels of a block, one a 32-bit lane.
         tile_width: output columns whose accumulators are in registers at once.
         tile_blocks: blocks of output channels whose accumulators are in registers at once.
         channel_major: the loop over output channels is outside of the loop over rows.
     """
 
-    lanes: int
     tile_width: int
     tile_blocks: int
     channel_major: bool
@@ -49,43 +47,72 @@ def choose_lanes(target: Target, out_channels: int) -> int:
     return full
 
 
+def _tile_cost(width: int, tile_width: int, tile_blocks: int, k_steps: int) -> float:
+    """Instructions of a tile for each of its accumulators, with the columns computed in vain."""
+    computed = ceil_div(width, tile_width) * tile_width
+    accumulators = tile_width * tile_blocks
+    # One step: a multiply-accumulate an accumulator, a broadcast a column, a load a block of weights.
+    # A tile with fewer accumulators than the latency of the instruction (4 to 5 cycles, two units) waits.
+    step = max(accumulators, 8) + 0.35 * (tile_width + tile_blocks)
+    cost = (k_steps * step + EPILOGUE_COST * accumulators) / accumulators * computed / width
+    return cost * 1.03 if computed != width else cost  # the last tile goes through a buffer
+
+
 def conv_decision(
-    target: Target, width: int, rows: int, out_channels: int, blocks: int, lanes: int, k_steps: int,
-    weight_bytes: int, input_bytes: int,
-) -> ConvDecision:  # fmt: skip
-    """Decides a convolution with ``rows`` output rows of ``width`` columns.
+    target: Target, width: int, blocks: int, k_steps: int, *, weight_bytes: int, input_bytes: int
+) -> ConvDecision:
+    """The schedule of a convolution without tuning.
 
     Args:
         target: the chip.
         width: output columns.
-        rows: output rows of the whole batch.
-        out_channels: output channels.
         blocks: blocks of output channels that share their inputs.
-        lanes: output channels of a block.
         k_steps: ``dot4`` steps of one accumulator.
         weight_bytes: size of the packed weights.
         input_bytes: size of the input.
     """
     budget = accumulator_budget(target)
-    best: tuple[float, int, int] | None = None
-    for tile_blocks in range(1, min(blocks, budget) + 1):
-        if blocks % tile_blocks:
-            continue
-        for tile_width in range(1, min(width, budget // tile_blocks) + 1):
-            computed = ceil_div(width, tile_width) * tile_width
-            accumulators = tile_width * tile_blocks
-            # One step: a multiply-accumulate an accumulator, a broadcast a column, a load a block of weights.
-            # A tile with fewer accumulators than the latency of the instruction (4 to 5 cycles, two units) waits.
-            step = max(accumulators, 8) + 0.35 * (tile_width + tile_blocks)
-            cost = (k_steps * step + EPILOGUE_COST * accumulators) / accumulators
-            cost *= computed / width
-            if computed != width:
-                cost *= 1.03  # the last tile goes through a buffer
-            if best is None or cost < best[0]:
-                best = (cost, tile_width, tile_blocks)
-    assert best is not None
-    _, tile_width, tile_blocks = best
-    return ConvDecision(lanes, tile_width, tile_blocks, channel_major=weight_bytes > input_bytes)
+    _, tile_width, tile_blocks = min(
+        (_tile_cost(width, tile_width, tile_blocks, k_steps), tile_width, tile_blocks)
+        for tile_blocks in divisors(blocks, budget)
+        for tile_width in range(1, min(width, budget // tile_blocks) + 1)
+    )
+    return ConvDecision(tile_width, tile_blocks, channel_major=weight_bytes > input_bytes)
+
+
+def conv_decisions(
+    target: Target, default: ConvDecision, computed: int, blocks: int, k_steps: int
+) -> list[ConvDecision]:
+    """What tuning starts from: ``default``, and for every other structure its best tile.
+
+    A structure is a loop order and a number of blocks in registers; the width of the tile is sampled within it, up to
+    ``sampled_width``.
+
+    Args:
+        target: the chip.
+        default: what ``conv_decision`` gave.
+        computed: output columns, with those computed in vain.
+        blocks: blocks of output channels that share their inputs.
+        k_steps: ``dot4`` steps of one accumulator.
+    """
+    starts = [default]
+    for tile_blocks in divisors(blocks, accumulator_budget(target)):
+        widths = divisors(computed, sampled_width(target, tile_blocks))
+        tile_width = min(widths, key=lambda w: _tile_cost(computed, w, tile_blocks, k_steps))
+        for channel_major in (default.channel_major, not default.channel_major):
+            if (tile_blocks, channel_major) != (default.tile_blocks, default.channel_major):
+                starts.append(ConvDecision(tile_width, tile_blocks, channel_major))
+    return starts
+
+
+def sampled_width(target: Target, tile_blocks: int) -> int:
+    """Columns of a tile at most when tuning: accumulators, weights and inputs fit in the registers."""
+    return max(1, (target.vector_registers - 4) // tile_blocks)
+
+
+def divisors(n: int, limit: int) -> list[int]:
+    """The divisors of ``n`` that are at most ``limit``, ascending."""
+    return [d for d in range(1, min(n, limit) + 1) if n % d == 0]
 
 
 def depthwise_tile(target: Target, width: int) -> int:
@@ -98,4 +125,4 @@ def depthwise_tile(target: Target, width: int) -> int:
 
 def divisor_at_most(n: int, limit: int) -> int:
     """The largest divisor of ``n`` that is at most ``limit``."""
-    return max(d for d in range(1, min(n, limit) + 1) if n % d == 0)
+    return divisors(n, limit)[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, tirx
 from tvm.ir import Constant
+from tvm.s_tir import Schedule
 
 from qcompiler.targets.base import Target
+from qcompiler.targets.workload import Workload
 from qcompiler.targets.x86 import computes, decisions, elementwise, intrinsics, layouts, movement, schedules
 
 
@@ -21,13 +24,13 @@ class Lowered:
     """A kernel for one call.
 
     Attributes:
-        function: the scheduled kernel, output last.
+        kernel: the kernel, output last: to be scheduled, or scheduled already.
         args: what it is called with: activations of the call and packed constants.
         instruction: the multiply-accumulate instruction of its inner loop, or None.
         reason: why it is not the target's own, or None.
     """
 
-    function: tirx.PrimFunc
+    kernel: Workload | tirx.PrimFunc
     args: list[relax.Expr]
     instruction: str | None = None
     reason: str | None = None
@@ -84,30 +87,36 @@ def _lower_dense_conv(
     lanes = decisions.choose_lanes(target, shape.out_channels)
     cut = layouts.channel_blocks(shape.in_channels, shape.out_channels, shape.groups, lanes)
     packed = layouts.pack_weight(weight, shape.groups, cut)
-    decision = decisions.conv_decision(
+    k_steps = cut.k_blocks * shape.kernel[0] * shape.kernel[1]
+    default = decisions.conv_decision(
         target,
         shape.out_width,
-        shape.batch * shape.out_height,
-        shape.out_channels,
         cut.blocks_per_group,
-        lanes,
-        cut.k_blocks * shape.kernel[0] * shape.kernel[1],
-        packed.nbytes,
-        shape.batch * shape.height * shape.width * shape.in_channels,
+        k_steps,
+        weight_bytes=packed.nbytes,
+        input_bytes=shape.batch * shape.height * shape.width * shape.in_channels,
     )
+    computed = layouts.ceil_div(shape.out_width, default.tile_width) * default.tile_width
     epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
-    kernel = computes.conv2d(shape, cut, decision, epilogue, pad_value, matrix=matrix)
-    sch = schedules.start(kernel)
-    schedules.schedule_conv2d(
-        sch,
-        kernel,
-        decision,
-        intrinsics.dot4(target.instruction, lanes),
-        cycles=shape.macs // target.macs_per_cycle + prod(shape_of_output(shape)) // 4,
-        vector_bytes=target.vector_bits // 8,
+    kernel = computes.conv2d(shape, cut, computed, epilogue, pad_value, matrix=matrix)
+    sketches = tuple(
+        partial(
+            schedules.schedule_conv2d,
+            kernel=kernel,
+            decision=decision,
+            lanes=lanes,
+            dot4=intrinsics.dot4(target.instruction, lanes),
+            sampled_width=decisions.sampled_width(target, decision.tile_blocks),
+            cycles=shape.macs // target.macs_per_cycle + prod(shape_of_output(shape)) // 4,
+            vector_bytes=target.vector_bits // 8,
+        )
+        for decision in decisions.conv_decisions(target, default, computed, cut.blocks_per_group, k_steps)
+    )
+    workload = Workload(
+        "dense" if matrix else "conv2d", shape.describe(matrix), schedules.unscheduled(kernel), sketches
     )
     args = [call.args[0], constant(packed), *_channel_args(call, cut.blocks, lanes)]
-    return Lowered(schedules.finish(sch), args, target.instruction)
+    return Lowered(workload, args, target.instruction)
 
 
 def shape_of_output(shape: computes.ConvShape) -> tuple[int, int, int, int]:
@@ -136,18 +145,22 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     tile = decisions.depthwise_tile(target, shape.out_width)
     packed = layouts.pack_depthwise_weight(weight, lanes)
     epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
-    kernel = computes.depthwise_conv2d(shape, lanes, tile, epilogue, pad_value)
-    sch = schedules.start(kernel)
-    schedules.schedule_depthwise(
-        sch, kernel, tile, lanes, cycles=shape.macs // 9, vector_bytes=target.vector_bits // 8
+    computed = layouts.ceil_div(shape.out_width, tile) * tile
+    kernel = computes.depthwise_conv2d(shape, lanes, computed, epilogue, pad_value)
+    sketch = partial(
+        schedules.schedule_depthwise,
+        kernel=kernel,
+        tile_width=tile,
+        lanes=lanes,
+        sampled_width=decisions.sampled_width(target, 2),
+        cycles=shape.macs // 9,
+        vector_bytes=target.vector_bits // 8,
+    )
+    workload = Workload(
+        "depthwise_conv2d", shape.describe(matrix=False), schedules.unscheduled(kernel), (sketch,)
     )
     args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], lanes)]
-    return Lowered(
-        schedules.finish(sch),
-        args,
-        None,
-        "depthwise: one product a channel and tap, no sum for a dot product",
-    )
+    return Lowered(workload, args, None, "depthwise: one product a channel and tap, no sum for a dot product")
 
 
 def lower_dense(call: relax.Call, target: Target) -> Lowered:
@@ -158,35 +171,40 @@ def lower_dense(call: relax.Call, target: Target) -> Lowered:
     return _lower_dense_conv(call, shape, weight, 0, target, matrix=True)
 
 
+def _workload(
+    kernel: computes.Kernel, call: relax.Call, name: str, sketch: Callable[[Schedule], None]
+) -> Workload:
+    """A kernel with one schedule and no samples in it."""
+    extents = "x".join(str(d) for d in dims(call.args[0]))
+    return Workload(name, f"{name} {extents}", schedules.unscheduled(kernel), (sketch,), tunable=False)
+
+
 def _spatial(
-    kernel: computes.Kernel,
-    args: list[relax.Expr],
-    target: Target,
-    *,
-    element_bytes: int,
-    reason: str | None = None,
+    kernel: computes.Kernel, call: relax.Call, args: list[relax.Expr], target: Target, *, element_bytes: int
 ) -> Lowered:
-    sch = schedules.start(kernel)
     shapes = [tuple(int(d) for d in t.shape) for t in kernel.tensors]
     out = shapes[-1]
     flat = all(s == out or s == (256,) for s in shapes)
-    elementwise.schedule_spatial(
-        sch, prod(out) // 2, target.vector_bits // 8 // element_bytes, flat=flat and len(out) > 0
+    sketch = partial(
+        elementwise.schedule_spatial,
+        cycles=prod(out) // 2,
+        vector=target.vector_bits // 8 // element_bytes,
+        flat=flat and len(out) > 0,
     )
-    return Lowered(schedules.finish(sch), args, None, reason)
+    return Lowered(_workload(kernel, call, str(call.op.name).removeprefix("qc."), sketch), args)
 
 
 def lower_quantize(call: relax.Call, target: Target) -> Lowered:
     last = requantization(call.attrs, float("inf"))
     kernel = elementwise.quantize(dims(call.args[0]), float(call.attrs["inv_scale"]), last)
-    return _spatial(kernel, [call.args[0]], target, element_bytes=4)
+    return _spatial(kernel, call, [call.args[0]], target, element_bytes=4)
 
 
 def lower_dequantize(call: relax.Call, target: Target) -> Lowered:
     kernel = elementwise.dequantize(
         dims(call.args[0]), float(call.attrs["scale"]), int(call.attrs["zero_point"])
     )
-    return _spatial(kernel, [call.args[0]], target, element_bytes=4)
+    return _spatial(kernel, call, [call.args[0]], target, element_bytes=4)
 
 
 def lower_add(call: relax.Call, target: Target) -> Lowered:
@@ -195,7 +213,7 @@ def lower_add(call: relax.Call, target: Target) -> Lowered:
         dims(call.args[0]), dims(call.args[1]), np.broadcast_shapes(dims(call.args[0]), dims(call.args[1])),
         (int(a["a_multiplier"]), int(a["b_multiplier"])), int(a["offset"]), int(a["shift"]), int(a["lo"]), int(a["hi"]),
     )  # fmt: skip
-    return _spatial(kernel, list(call.args), target, element_bytes=4)
+    return _spatial(kernel, call, list(call.args), target, element_bytes=4)
 
 
 def lower_mul(call: relax.Call, target: Target) -> Lowered:
@@ -205,13 +223,13 @@ def lower_mul(call: relax.Call, target: Target) -> Lowered:
         dims(call.args[0]), dims(call.args[1]), np.broadcast_shapes(dims(call.args[0]), dims(call.args[1])),
         (int(a["a_zero_point"]), int(a["b_zero_point"])), multiplier, requantization(a, 255 * 255 * abs(multiplier)),
     )  # fmt: skip
-    return _spatial(kernel, list(call.args), target, element_bytes=4)
+    return _spatial(kernel, call, list(call.args), target, element_bytes=4)
 
 
 def lower_lut(call: relax.Call, target: Target) -> Lowered:
     if target.has_vbmi:
         return Lowered(movement.table_lookup(dims(call.args[0])), list(call.args))
-    return _spatial(elementwise.lut(dims(call.args[0])), list(call.args), target, element_bytes=1)
+    return _spatial(elementwise.lut(dims(call.args[0])), call, list(call.args), target, element_bytes=1)
 
 
 def lower_max_pool2d(call: relax.Call, target: Target) -> Lowered:
@@ -221,10 +239,12 @@ def lower_max_pool2d(call: relax.Call, target: Target) -> Lowered:
         ints(a["dilation"]),
     )  # fmt: skip
     if kernel.whole:
-        return _spatial(kernel, [call.args[0]], target, element_bytes=1)
-    sch = schedules.start(kernel)
-    elementwise.schedule_pool(sch, prod(dims(call.args[0])) // 4, target.vector_bits // 8, epilogue=False)
-    return Lowered(schedules.finish(sch), [call.args[0]])
+        return _spatial(kernel, call, [call.args[0]], target, element_bytes=1)
+    sketch = partial(
+        elementwise.schedule_pool,
+        cycles=prod(dims(call.args[0])) // 4, vector=target.vector_bits // 8, epilogue=False,
+    )  # fmt: skip
+    return Lowered(_workload(kernel, call, "max_pool2d", sketch), [call.args[0]])
 
 
 def lower_avg_pool2d(call: relax.Call, target: Target) -> Lowered:
@@ -236,9 +256,11 @@ def lower_avg_pool2d(call: relax.Call, target: Target) -> Lowered:
         dims(call.args[0]), multiplier.shape, window, ints(a["strides"]), ints(a["padding"]),
         int(a["input_zero_point"]), requantization(a, magnitude),
     )  # fmt: skip
-    sch = schedules.start(kernel)
-    elementwise.schedule_pool(sch, prod(dims(call.args[0])) // 4, target.int32_lanes, epilogue=True)
-    return Lowered(schedules.finish(sch), [call.args[0], call.args[1]])
+    sketch = partial(
+        elementwise.schedule_pool,
+        cycles=prod(dims(call.args[0])) // 4, vector=target.int32_lanes, epilogue=True,
+    )  # fmt: skip
+    return Lowered(_workload(kernel, call, "avg_pool2d", sketch), [call.args[0], call.args[1]])
 
 
 def lower_concat(call: relax.Call, target: Target) -> Lowered | None:
@@ -254,9 +276,10 @@ def lower_quantize_to_nhwc(call: relax.Call, target: Target) -> Lowered:
     """``permute_dims(qc.quantize(x), [0, 2, 3, 1])`` of an NCHW input, in one kernel; ``call`` is the quantize."""
     last = requantization(call.attrs, float("inf"))
     kernel = elementwise.quantize_to_nhwc(dims(call.args[0]), float(call.attrs["inv_scale"]), last)
-    sch = schedules.start(kernel)
-    elementwise.schedule_transpose(sch, prod(dims(call.args[0])) // 2, target.int32_lanes)
-    return Lowered(schedules.finish(sch), [call.args[0]])
+    sketch = partial(
+        elementwise.schedule_transpose, cycles=prod(dims(call.args[0])) // 2, lanes=target.int32_lanes
+    )
+    return Lowered(_workload(kernel, call, "quantize_to_nhwc", sketch), [call.args[0]])
 
 
 LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {

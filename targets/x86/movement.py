@@ -7,8 +7,9 @@ from math import prod
 
 from tvm import tirx
 
+from qcompiler.targets.workload import mark_scheduled
 from qcompiler.targets.x86.decisions import divisor_at_most
-from qcompiler.targets.x86.schedules import PARALLEL_MINIMUM, mark_scheduled
+from qcompiler.targets.x86.schedules import PARALLEL_MINIMUM
 
 
 def concat_last(shapes: Sequence[Sequence[int]], vector: int) -> tirx.PrimFunc:

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV
+from tvm.s_tir.schedule import ExprRV, LoopRV
 
 from qcompiler.targets.x86.computes import Kernel
 from qcompiler.targets.x86.decisions import ConvDecision, divisor_at_most
-
-OPAQUE = 8
-"""Relax's pattern of an operator that is never fused."""
 
 PARALLEL_MINIMUM = 15_000
 """Cycles of a kernel below which it runs on one thread: waking the pool and waiting for it costs about 7000."""
@@ -27,20 +23,17 @@ def _extent(sch: Schedule, loop: LoopRV) -> int:
     return int(sch.get(loop).extent)
 
 
-def start(kernel: Kernel) -> Schedule:
-    """A schedule of ``kernel``."""
-    function = te.create_prim_func(kernel.tensors).with_attr("tirx.noalias", True)
-    return Schedule(tvm.IRModule({"main": function}))
+def unscheduled(kernel: Kernel) -> tirx.PrimFunc:
+    """The function of ``kernel``."""
+    return te.create_prim_func(kernel.tensors).with_attr("tirx.noalias", True)
 
 
-def finish(sch: Schedule) -> tirx.PrimFunc:
-    """The scheduled function, ready to be placed in a Relax module."""
-    return mark_scheduled(sch.mod["main"].without_attr("global_symbol"))
-
-
-def mark_scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Tells later passes to leave the kernel as it is: neither scheduled again nor fused."""
-    return function.with_attr("tirx.is_scheduled", True).with_attr("op_pattern", OPAQUE)
+def _sample_inner(sch: Schedule, loop: LoopRV, inner: int, limit: int) -> ExprRV:
+    """Samples the inner extent of a split of ``loop``, a divisor of at most ``limit``; the decision is ``inner``."""
+    outer = _extent(sch, loop) // inner
+    return sch.sample_perfect_tile(
+        loop, n=2, max_innermost_factor=max(limit, inner), decision=[outer, inner]
+    )[1]
 
 
 def _fuse_parallel(sch: Schedule, loops: Sequence[LoopRV], cycles: int) -> LoopRV:
@@ -72,23 +65,40 @@ def _unroll_and_vectorize(sch: Schedule, loops: Sequence[LoopRV]) -> None:
     sch.vectorize(loops[-1])
 
 
+UNROLLED_STEPS = 4
+"""Steps of the reduction that tuning unrolls at most."""
+
+
 def schedule_conv2d(
-    sch: Schedule, kernel: Kernel, decision: ConvDecision, dot4: str, *, cycles: int, vector_bytes: int
+    sch: Schedule,
+    *,
+    kernel: Kernel,
+    decision: ConvDecision,
+    lanes: int,
+    dot4: str,
+    sampled_width: int,
+    cycles: int,
+    vector_bytes: int,
 ) -> None:
     """Tiles a convolution or a matrix product by output columns and blocks of output channels.
 
     Args:
         sch: schedule of ``kernel``.
         kernel: what ``computes.conv2d`` gave.
-        decision: tile sizes and loop order.
+        decision: loop order and tile sizes; the width of the tile is a sample.
+        lanes: output channels of a block.
         dot4: name of the tensor intrinsic.
+        sampled_width: columns of a tile at most.
         cycles: what the layer takes on one core, about.
         vector_bytes: bytes of a vector register.
     """
     acc, requantize, out = (sch.get_sblock(name) for name in ("acc", "requantize", "out"))
     *rows, column, channel = sch.get_loops(out)
-    tile, w1 = sch.split(column, [None, decision.tile_width])
-    c0, c1, lane = sch.split(channel, [None, decision.tile_blocks, decision.lanes])
+    # The columns are cut where the accumulators are: the output may have fewer of them.
+    computed = sch.get_loops(acc)[2]
+    width = _sample_inner(sch, computed, decision.tile_width, sampled_width)
+    tile, w1 = sch.split(column, [None, width])
+    c0, c1, lane = sch.split(channel, [None, decision.tile_blocks, lanes])
     if decision.channel_major:
         sch.reorder(c0, *rows, tile, w1, c1, lane)
         outer = [c0, *rows]
@@ -113,7 +123,9 @@ def schedule_conv2d(
         last = requantize
     sch.compute_at(acc, innermost, preserve_unit_loops=True)
     b, i, j, block, lane_acc, kh, kw, ko, ki = sch.get_loops(acc)[-9:]
-    sch.reorder(kh, kw, ko, b, i, j, block, lane_acc, ki)
+    k0, k1 = sch.split(ko, [None, _sample_inner(sch, ko, 1, UNROLLED_STEPS)])
+    sch.reorder(kh, kw, k0, k1, b, i, j, block, lane_acc, ki)
+    sch.unroll(k1)
     init = sch.decompose_reduction(acc, kh)
     for loop in (b, i, j, block):
         sch.unroll(loop)
@@ -128,12 +140,13 @@ def schedule_conv2d(
 
 
 def schedule_depthwise(
-    sch: Schedule, kernel: Kernel, tile_width: int, lanes: int, *, cycles: int, vector_bytes: int
-) -> None:
-    """Tiles a depthwise convolution by output columns and vectors of channels; all taps are unrolled."""
+    sch: Schedule, *, kernel: Kernel, tile_width: int, lanes: int, sampled_width: int, cycles: int, vector_bytes: int
+) -> None:  # fmt: skip
+    """Tiles a depthwise convolution by output columns, a sample, and vectors of channels; all taps are unrolled."""
     acc, requantize, out = (sch.get_sblock(name) for name in ("acc", "requantize", "out"))
     b, i, column, channel = sch.get_loops(out)
-    tile, w1 = sch.split(column, [None, tile_width])
+    width = _sample_inner(sch, sch.get_loops(acc)[2], tile_width, sampled_width)
+    tile, w1 = sch.split(column, [None, width])
     c0, lane = sch.split(channel, [None, lanes])
     sch.reorder(b, i, c0, tile, w1, lane)
     _fuse_parallel(sch, [b, i], cycles)

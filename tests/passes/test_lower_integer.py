@@ -11,6 +11,7 @@ from qcompiler import operators as qc
 from qcompiler.passes.graph import bindings
 from qcompiler.passes.lower_integer import FUSED_QUANTIZE, LowerInteger
 from qcompiler.targets import registry
+from qcompiler.targets.workload import Scheduled, Workload, default_schedule
 
 TARGET = registry.resolve("x86-avx2")
 ROWS = ((3, 8), "uint8")
@@ -19,7 +20,7 @@ WEIGHT = np.ones((4, 8), np.int8)
 
 @dataclass(frozen=True)
 class Lowered:
-    function: Any
+    kernel: Any
     args: list[Any]
     instruction: str | None = None
     reason: str | None = None
@@ -49,6 +50,31 @@ def test_a_call_becomes_a_kernel_and_a_record() -> None:
     (layer,) = lower.layers
     assert (layer.operator, layer.kernel, layer.dtype, layer.shape) == ("dense", "qc_dense", "uint8", (3, 4))
     assert (layer.macs, layer.accumulator_bound, layer.instruction) == (3 * 4 * 8, 2040, "vpmaddwd")
+
+
+def test_a_workload_is_scheduled_once_and_kept_for_tuning() -> None:
+    asked: list[str] = []
+
+    def scheduler(workload: Workload) -> Scheduled:
+        asked.append(workload.name)
+        return Scheduled(default_schedule(workload).function, "tuned")
+
+    def lowering(tunable: bool) -> Any:
+        workload = Workload("dense", "small", copy_kernel((3, 8), (3, 4)), (lambda sch: None,), tunable)
+        return lambda call, target: Lowered(workload, [call.args[0]])
+
+    module = make(lambda e, a, b: (dense(a), dense(b)), ROWS, ROWS)
+    lower = LowerInteger(TARGET, {"qc.dense": lowering(True)}, scheduler)
+    lower(module)
+    assert asked == ["small"]
+    assert [layer.schedule for layer in lower.layers] == ["tuned", "tuned"]
+    (kernel,) = lower.tunable.values()
+    assert kernel.call.op.name == "qc.dense"
+    fixed = LowerInteger(TARGET, {"qc.dense": lowering(False)}, scheduler)
+    fixed(module)
+    assert asked == ["small"]
+    assert [layer.schedule for layer in fixed.layers] == [None, None]
+    assert fixed.tunable == {}
 
 
 def test_equal_calls_share_a_kernel() -> None:

@@ -14,8 +14,10 @@ from qcompiler.targets.x86.decisions import (
     accumulator_budget,
     choose_lanes,
     conv_decision,
+    conv_decisions,
     depthwise_tile,
     divisor_at_most,
+    sampled_width,
 )
 
 X86 = [t for t in registry.known() if t.family == "x86"]
@@ -24,19 +26,22 @@ X86 = [t for t in registry.known() if t.family == "x86"]
 @pytest.mark.parametrize("target", X86, ids=lambda t: t.name)
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(
-    width=st.integers(1, 300), rows=st.integers(1, 300), blocks=st.integers(1, 130), steps=st.integers(1, 5000),
-    size=st.integers(1, 1 << 24),
+    width=st.integers(1, 300), blocks=st.integers(1, 130), steps=st.integers(1, 5000), size=st.integers(1, 1 << 24)
 )  # fmt: skip
-def test_tiles_stay_in_registers(
-    target: Target, width: int, rows: int, blocks: int, steps: int, size: int
-) -> None:
-    lanes = target.int32_lanes
-    decision = conv_decision(target, width, rows, blocks * lanes, blocks, lanes, steps, size, 1 << 20)
-    assert 1 <= decision.tile_width <= width
-    assert blocks % decision.tile_blocks == 0
-    assert decision.tile_width * decision.tile_blocks <= accumulator_budget(target) < target.vector_registers
-    assert decision.channel_major == (size > 1 << 20)
-    assert decision.lanes == lanes
+def test_tiles_stay_in_registers(target: Target, width: int, blocks: int, steps: int, size: int) -> None:
+    default = conv_decision(target, width, blocks, steps, weight_bytes=size, input_bytes=1 << 20)
+    assert 1 <= default.tile_width <= width
+    assert default.tile_width * default.tile_blocks <= accumulator_budget(target) < target.vector_registers
+    assert default.channel_major == (size > 1 << 20)
+    computed = -(-width // default.tile_width) * default.tile_width
+    starts = conv_decisions(target, default, computed, blocks, steps)
+    assert starts[0] == default
+    assert len({(d.tile_blocks, d.channel_major) for d in starts}) == len(starts)
+    for decision in starts:
+        assert blocks % decision.tile_blocks == 0
+        assert computed % decision.tile_width == 0
+        widest = max(sampled_width(target, decision.tile_blocks), decision.tile_width)
+        assert widest * decision.tile_blocks <= target.vector_registers - 2
 
 
 @pytest.mark.parametrize("target", X86, ids=lambda t: t.name)

@@ -13,8 +13,8 @@ from tvm import relax
 
 from qcompiler import operators
 from qcompiler.targets import registry
+from qcompiler.targets.workload import OPAQUE, kernel_of
 from qcompiler.targets.x86.lowering import LOWERINGS, Lowered
-from qcompiler.targets.x86.schedules import OPAQUE
 
 INSTRUCTIONS = {
     "x86-avx512-vnni": "vpdpbusd",
@@ -56,7 +56,7 @@ def lower(call: relax.Call, name: str) -> Lowered:
 
 
 def assembly(lowered: Lowered, name: str) -> str:
-    function = lowered.function.with_attr("global_symbol", "kernel")
+    function = kernel_of(lowered.kernel).with_attr("global_symbol", "kernel")
     built = tvm.compile(tvm.IRModule({"kernel": function}), target=registry.to_tvm(registry.resolve(name), 1))
     return str(built.mod.inspect_source("asm"))
 
@@ -85,7 +85,7 @@ def test_operands_are_packed_to_whole_vectors() -> None:
     assert blocks == -(-20 // lanes)
     assert shapes[1] == (blocks, 3, 3, 2, lanes, 4)
     assert shapes[3] == (blocks, lanes)
-    kernel = lowered.function
+    kernel = kernel_of(lowered.kernel)
     declared = [tuple(int(d) for d in kernel.params[k].shape) for k in range(len(shapes))]
     assert declared == shapes
 
@@ -96,7 +96,7 @@ def test_kernels_are_not_scheduled_or_fused_again() -> None:
         conv(16, 16, 16),
         typed(operators.call("qc.dequantize", [var((4, 8))], scale=1.0, zero_point=0)),
     ):
-        attrs = lower(call, "x86-avx2").function.attrs
+        attrs = kernel_of(lower(call, "x86-avx2").kernel).attrs
         assert attrs["tirx.is_scheduled"]
         assert int(attrs["op_pattern"]) == OPAQUE
         assert "global_symbol" not in attrs
@@ -107,7 +107,7 @@ def test_tables_use_byte_permutations_where_the_chip_has_them() -> None:
     # LLVM chooses which operand is overwritten.
     assert re.search(r"\bvperm[it]2b\b", assembly(lower(call, "x86-znver4"), "x86-znver4"))
     plain = replace(registry.resolve("x86-znver4"), has_vbmi=False)
-    assert "vpermi2var" not in str(LOWERINGS["qc.lut"](call, plain).function)  # type: ignore[union-attr]
+    assert "vpermi2var" not in str(kernel_of(LOWERINGS["qc.lut"](call, plain).kernel))  # type: ignore[union-attr]
 
 
 def test_concatenation_is_left_to_tvm_along_other_axes_and_of_other_dtypes() -> None:
