@@ -21,6 +21,7 @@ from typing import Protocol
 import tvm
 import tvm_ffi
 from tvm import relax, tirx
+from tvm.ir import Constant
 
 from qcompiler.operators import INTEGER_OPERATORS
 from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, ints, op_name
@@ -174,7 +175,8 @@ class _LowerInteger(Rewriter):
                 kernel.instruction, kernel.reason, None if tunable is None else scheduled.origin,
             )
         )  # fmt: skip
-        return relax.call_tir(function, kernel.args, out_ty=relax.TensorType(dims(old), dtype(old)))
+        args = [a if isinstance(a, relax.Var | Constant) else self.emit(a) for a in kernel.args]
+        return relax.call_tir(function, args, out_ty=relax.TensorType(dims(old), dtype(old)))
 
     def _scheduled(self, kernel: Workload | tirx.PrimFunc) -> tuple[Scheduled, Workload | None]:
         """The scheduled kernel, and what tuning can work on; equal kernels are scheduled once."""

@@ -112,6 +112,37 @@ class ConvShape:
         return self.groups == self.in_channels == self.out_channels and self.groups > 1
 
 
+def packs_rows(shape: ConvShape) -> bool:
+    """Whether a row of the kernel is read as one run of bytes, columns and channels together.
+
+    With few channels this takes fewer reads of four bytes than padding the channels to a multiple of four.
+    """
+    row = shape.kernel[1] * shape.in_channels
+    plain = shape.groups == 1 and shape.dilation[1] == 1 and shape.kernel[1] > 1
+    return plain and shape.in_channels % 4 != 0 and ceil_div(row, 4) <= shape.kernel[1] * ceil_div(shape.in_channels, 4)
+
+
+def padded_rows(x: te.Tensor, shape: ConvShape, length: int, pad_value: int) -> te.Tensor:
+    """``x``, ``[N, H, W * C]``, with its borders filled with ``pad_value`` and rows of at least ``length`` bytes.
+
+    Returns ``x`` itself where nothing is to be added.
+    """
+    n, h, row = (int(d) for d in x.shape)
+    top, left, bottom, right = shape.padding
+    first = left * shape.in_channels
+    full = max(row + (left + right) * shape.in_channels, length)
+    if not (top or bottom or full > row):
+        return x
+
+    def element(b: tirx.Var, i: tirx.Var, f: tirx.Var) -> Expr:
+        inside = [i >= top, i < h + top] if top or bottom else []
+        if full > row:
+            inside += [f >= first, f < row + first]
+        return tirx.if_then_else(tirx.all(*inside), x[b, i - top, f - first], tirx.const(pad_value, "uint8"))
+
+    return te.compute((n, h + top + bottom, full), element, name="pad")
+
+
 def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_value: int) -> te.Tensor:
     """``x`` with its borders filled with ``pad_value``, at least ``width`` columns and ``channels`` channels.
 
@@ -206,8 +237,12 @@ def conv2d(
     pad_value: int,
     *,
     matrix: bool = False,
+    rows: bool = False,
 ) -> Kernel:
     """A dense or grouped convolution; with ``matrix`` the activations are ``[M, K]`` and ``[M, CO]``.
+
+    With ``rows`` the activations are ``[N, H, W * C]`` and ``cut`` is that of a kernel of one column whose input
+    channels are those of all columns.
 
     The arguments are x, packed weights, the epilogue's arguments, output. ``computed`` columns are computed, the
     output's and as many more as make whole tiles.
@@ -235,6 +270,13 @@ def conv2d(
 
         def read(b: Expr, i: Expr, j: Expr, k: Expr) -> Expr:
             return source[j if whole_tiles else tirx.min(j, ow - 1), k]
+    elif rows:
+        x = te.placeholder((n, shape.height, shape.width * channels), "uint8", name="x")
+        source = padded_rows(x, shape, (computed - 1) * sw * channels + cut.k_blocks * 4, pad_value)
+        kw = 1
+
+        def read(b: Expr, i: Expr, j: Expr, k: Expr) -> Expr:
+            return source[b, i, j * channels + k]
     else:
         x = te.placeholder((n, shape.height, shape.width, channels), "uint8", name="x")
         clamped = shape.pointwise and read_channels == channels

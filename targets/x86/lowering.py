@@ -85,9 +85,12 @@ def _lower_dense_conv(
     matrix: bool,
 ) -> Lowered:
     lanes = decisions.choose_lanes(target, shape.out_channels)
-    cut = layouts.channel_blocks(shape.in_channels, shape.out_channels, shape.groups, lanes)
+    rows = not matrix and computes.packs_rows(shape)
+    if rows:  # one column, whose channels are those of all columns
+        weight = weight.transpose(0, 3, 1, 2).reshape(shape.out_channels, -1, shape.kernel[0], 1)
+    cut = layouts.channel_blocks(weight.shape[1] * shape.groups, shape.out_channels, shape.groups, lanes)
     packed = layouts.pack_weight(weight, shape.groups, cut)
-    k_steps = cut.k_blocks * shape.kernel[0] * shape.kernel[1]
+    k_steps = cut.k_blocks * weight.shape[2] * weight.shape[3]
     default = decisions.conv_decision(
         target,
         shape.out_width,
@@ -98,7 +101,7 @@ def _lower_dense_conv(
     )
     computed = layouts.ceil_div(shape.out_width, default.tile_width) * default.tile_width
     epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
-    kernel = computes.conv2d(shape, cut, computed, epilogue, pad_value, matrix=matrix)
+    kernel = computes.conv2d(shape, cut, computed, epilogue, pad_value, matrix=matrix, rows=rows)
     sketches = tuple(
         partial(
             schedules.schedule_conv2d,
@@ -115,7 +118,10 @@ def _lower_dense_conv(
     workload = Workload(
         "dense" if matrix else "conv2d", shape.describe(matrix), schedules.unscheduled(kernel), sketches
     )
-    args = [call.args[0], constant(packed), *_channel_args(call, cut.blocks, lanes)]
+    x = call.args[0]
+    if rows:
+        x = relax.op.reshape(x, (shape.batch, shape.height, shape.width * shape.in_channels))
+    args = [x, constant(packed), *_channel_args(call, cut.blocks, lanes)]
     return Lowered(workload, args, target.instruction)
 
 

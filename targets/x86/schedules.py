@@ -7,6 +7,7 @@ their accumulators in registers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from tvm import te, tirx
 from tvm.s_tir import Schedule
@@ -46,11 +47,11 @@ def _fuse_parallel(sch: Schedule, loops: Sequence[LoopRV], cycles: int) -> LoopR
 def schedule_pad(sch: Schedule, vector: int) -> None:
     """Copies the input into its padded buffer, a row a task, in vectors of channels."""
     block = sch.get_sblock("pad")
-    *outer, column, channel = sch.get_loops(block)
+    *outer, channel = sch.get_loops(block)
     channels = _extent(sch, channel)
-    elements = channels * _extent(sch, column)
-    for loop in outer:
-        elements *= _extent(sch, loop)
+    elements = prod([channels, *(_extent(sch, loop) for loop in outer)])
+    if len(outer) == 3:
+        outer.pop()  # columns and channels; rows of bytes have one axis for both
     if outer:
         _fuse_parallel(sch, outer, elements // 8)
     width = divisor_at_most(channels, vector)
