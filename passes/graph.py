@@ -77,6 +77,9 @@ class Rewriter:
         """The new expression for old ``var``, or None to keep ``value`` with its arguments replaced."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Looks at the old bindings before any of them is rewritten."""
+
     def emit(self, expr: relax.Expr, name: str = "") -> relax.Var:
         """Binds ``expr`` to a new variable, named after the one that is being rewritten."""
         var = self.builder.emit(expr, name or self.name)
@@ -120,6 +123,7 @@ class Rewriter:
             self.old[binding.var] = binding.value
             for used in _variables(binding.value):
                 self.uses[used] = self.uses.get(used, 0) + 1
+        self.prepare()
         params = [relax.Var(p.name, p.ty) for p in main.params]
         self.mapping.update(zip(main.params, params, strict=True))
         functions = {gv: f for gv, f in self.module.functions_items() if gv.name_hint != MAIN}

@@ -8,7 +8,8 @@ After::
 
     y = call_tir(qc_conv2d, (x, packed_weight, packed_bias, packed_multiplier))
 
-Weights and constants are packed here, once. Calls with the same kernel share it.
+Weights and constants are packed here, once. Calls with the same kernel share it. A kernel whose result is padded and
+not used otherwise writes it padded.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from tvm import relax, tirx
 from tvm.ir import Constant
 
 from qcompiler.operators import INTEGER_OPERATORS
+from qcompiler.passes.expose_padding import QUANTIZE_TO_NHWC, producer
 from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, ints, op_name
 from qcompiler.targets.base import Target
+from qcompiler.targets.borders import Border, Borders, write_border
 from qcompiler.targets.workload import Origin, Scheduled, Scheduler, Workload, default_schedule
 
 
@@ -40,10 +43,8 @@ class Kernel(Protocol):
     def instruction(self) -> str | None: ...
     @property
     def reason(self) -> str | None: ...
-
-
-FUSED_QUANTIZE = "quantize_to_nhwc"
-"""Name of the lowering of a quantize node whose NCHW result is wanted in NHWC."""
+    @property
+    def with_border(self) -> Callable[[Border], tirx.PrimFunc] | None: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ class LowerInteger:
         target: Target,
         lowerings: Mapping[str, Callable[[relax.Call, Target], Kernel | None]],
         scheduler: Scheduler = default_schedule,
+        borders: Borders | None = None,
     ) -> None:
+        self.borders = borders
         self.target = target
         self.lowerings = lowerings
         self.scheduler = scheduler
@@ -125,25 +128,38 @@ class _LowerInteger(Rewriter):
         self.options = options
         self.layers: list[Layer] = []
         self.tunable: dict[str, Tunable] = {}
+        self.bordered: dict[relax.Var, relax.Call] = {}
+        """Calls of ``nn.pad`` that the producers of their operands write, by these operands."""
         self.scheduled: dict[int, list[tuple[tirx.PrimFunc, Scheduled]]] = {}
+
+    def prepare(self) -> None:
+        producers = self.options.borders.producers if self.options.borders else frozenset()
+        for value in self.old.values():
+            if (
+                op_name(value) == "relax.nn.pad"
+                and self.uses[value.args[0]] == 1
+                and producer(self, value.args[0]) in producers
+                and dtype(value) == "uint8"
+                and value.attrs.pad_mode == "constant"
+                and len(dims(value)) == 4
+                and ints(value.attrs.pad_width)[:2] == ints(value.attrs.pad_width)[6:] == (0, 0)
+                and min(ints(value.attrs.pad_width)) >= 0
+            ):
+                self.bordered[value.args[0]] = value
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         name = op_name(value)
         call = self.replaced(value)
-        if (
-            name == "relax.permute_dims"
-            and value.attrs.axes is not None
-            and ints(value.attrs.axes) == (0, 2, 3, 1)
-        ):
+        if producer(self, var) == QUANTIZE_TO_NHWC and QUANTIZE_TO_NHWC in self.options.lowerings:
             # Quantization of an NCHW input writes NHWC itself; the kernel of the quantize node alone is then dead.
-            source = self.was(value.args[0])
-            if op_name(source) == "qc.quantize" and FUSED_QUANTIZE in self.options.lowerings:
-                return self._lowered(FUSED_QUANTIZE, self.replaced(source), value)
+            return self._lowered(QUANTIZE_TO_NHWC, self.replaced(self.was(value.args[0])), value, var)
+        if name == "relax.nn.pad" and value.args[0] in self.bordered:
+            return self.replaced(value.args[0])  # its producer wrote it
         if name not in self.options.lowerings:
             return call
         if name == "qc.dense" and len(dims(value)) != 2:
             return self._matrix(call, value)
-        lowered = self._lowered(name, call, value)
+        lowered = self._lowered(name, call, value, var)
         return call if lowered is None else lowered
 
     def _matrix(self, call: relax.Call, old: relax.Call) -> relax.Expr:
@@ -158,13 +174,21 @@ class _LowerInteger(Rewriter):
             return call
         return relax.op.reshape(self.emit(lowered), dims(old))
 
-    def _lowered(self, name: str, call: relax.Call, old: relax.Call) -> relax.Expr | None:
+    def _lowered(
+        self, name: str, call: relax.Call, old: relax.Call, var: relax.Var | None = None
+    ) -> relax.Expr | None:
+        """``call`` as a kernel that computes ``old``; with ``var``, inside the border that is wanted around it."""
         kernel = self.options.lowerings[name](call, self.options.target)
         if kernel is None:
             return None
         operator = name.removeprefix("qc.").removeprefix("relax.")
         scheduled, tunable = self._scheduled(kernel.kernel)
-        function = self.builder.add_func(scheduled.function, f"qc_{operator}")
+        function, shape = scheduled.function, dims(old)
+        if var in self.bordered:
+            border = _border(self.bordered[var])
+            shape = border.around(shape)
+            function = kernel.with_border(border) if kernel.with_border else write_border(function, border)
+        function = self.builder.add_func(function, f"qc_{operator}")
         if tunable is not None:
             self.tunable.setdefault(function.name_hint, Tunable(tunable, kernel.args, call))
         attrs = old.attrs if name in INTEGER_OPERATORS else {}
@@ -176,7 +200,7 @@ class _LowerInteger(Rewriter):
             )
         )  # fmt: skip
         args = [a if isinstance(a, relax.Var | Constant) else self.emit(a) for a in kernel.args]
-        return relax.call_tir(function, args, out_ty=relax.TensorType(dims(old), dtype(old)))
+        return relax.call_tir(function, args, out_ty=relax.TensorType(shape, dtype(old)))
 
     def _scheduled(self, kernel: Workload | tirx.PrimFunc) -> tuple[Scheduled, Workload | None]:
         """The scheduled kernel, and what tuning can work on; equal kernels are scheduled once."""
@@ -190,6 +214,12 @@ class _LowerInteger(Rewriter):
         scheduled = scheduler(kernel)
         alike.append((kernel.function, scheduled))
         return scheduled, kernel if kernel.tunable else None
+
+
+def _border(pad: relax.Call) -> Border:
+    """The border that a call of ``nn.pad`` puts around an NHWC tensor of bytes."""
+    widths = ints(pad.attrs.pad_width)
+    return Border(widths[2], widths[4], widths[3], widths[5], int(float(pad.attrs.pad_value)))
 
 
 def macs(call: relax.Call) -> int:

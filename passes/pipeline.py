@@ -14,6 +14,7 @@ from tvm import relax
 
 from qcompiler.passes import verify
 from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.expose_padding import ExposePadding
 from qcompiler.passes.lower_integer import Kernel, Layer, LowerInteger, Tunable
 from qcompiler.passes.plan_layout import PlanLayout
 from qcompiler.passes.propagate_quantization import PropagateQuantization
@@ -21,6 +22,7 @@ from qcompiler.passes.rewrite_to_integer import RewriteToInteger
 from qcompiler.passes.schedule_float import ScheduleFloat
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
 from qcompiler.targets.base import Target
+from qcompiler.targets.borders import Borders
 from qcompiler.targets.workload import Scheduler, default_schedule
 
 log = logging.getLogger(__name__)
@@ -108,10 +110,12 @@ def to_physical(
     lowerings: Mapping[str, Callable[[relax.Call, Target], Kernel | None]],
     dump: Dump,
     scheduler: Scheduler = default_schedule,
+    borders: Borders | None = None,
 ) -> Physical:
     """Phase *physical*: layouts are the target's, weights are packed, every operator is a scheduled kernel."""
-    lower = LowerInteger(target, lowerings, scheduler)
-    module = _apply([PlanLayout(), lower], module, dump)
+    lower = LowerInteger(target, lowerings, scheduler, borders)
+    expose = [ExposePadding(target, borders)] if borders else []
+    module = _apply([PlanLayout(), *expose, lower], module, dump)
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
     with tvm_target:
         module = _apply(

@@ -19,7 +19,7 @@ from qcompiler.reference import interpret
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
 from qcompiler.targets.host import read_host
-from qcompiler.targets.x86.lowering import LOWERINGS
+from qcompiler.targets.x86.lowering import BORDERS, LOWERINGS
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ def build(module: tvm.IRModule, target: Target) -> Any:
     """Executable of a module of integer operators."""
     tvm_target = registry.to_tvm(target, 2)
     dump = pipeline.Dump(None)
-    physical = pipeline.to_physical(module, target, tvm_target, LOWERINGS, dump)
+    physical = pipeline.to_physical(module, target, tvm_target, LOWERINGS, dump, borders=BORDERS)
     return relax.build(
         pipeline.to_machine(physical.module, tvm_target, dump), tvm_target, relax_pipeline=None
     )

@@ -118,11 +118,12 @@ def _quantized(
     return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
 
 
-def _lowerings(target: Target) -> Any:
+def kernels(target: Target) -> dict[str, Any]:
+    """What the target's family offers to the passes, as arguments of ``pipeline.to_physical``."""
     if target.family == "x86":
-        from qcompiler.targets.x86.lowering import LOWERINGS
+        from qcompiler.targets.x86.lowering import BORDERS, LOWERINGS
 
-        return LOWERINGS
+        return {"lowerings": LOWERINGS, "borders": BORDERS}
     raise TargetError(
         f"target {target.name} is of the family {target.family}, which has no kernels yet; allowed: x86"
     )
@@ -134,7 +135,7 @@ def _build(
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
     tvm_target = registry.to_tvm(target, cores=1)
-    physical = pipeline.to_physical(integer.module, target, tvm_target, _lowerings(target), dump)
+    physical = pipeline.to_physical(integer.module, target, tvm_target, dump=dump, **kernels(target))
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"

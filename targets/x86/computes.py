@@ -22,7 +22,7 @@ def i32(value: Expr) -> Expr:
 
 def round_half_even(value: Expr) -> Expr:
     """Nearest int32 of a float32 of magnitude below 2**31: ``vcvtps2dq``, which rounds halves to even."""
-    return tirx.call_llvm_pure_intrin("int32", "llvm.lrint", value)
+    return tirx.call_llvm_pure_intrin(str(value.ty.dtype).replace("float", "int"), "llvm.lrint", value)
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,22 @@ class Requantization:
     bounded: bool
 
     def __call__(self, value: Expr) -> Expr:
+        """``value`` is a float32 or a vector of them."""
+        lanes = str(value.ty.dtype).removeprefix("float32")
+
+        def constant(number: float, dtype: str) -> Expr:
+            scalar = tirx.const(number, dtype)
+            return tirx.Broadcast(scalar, int(lanes[1:])) if lanes else scalar
+
         # Bounding before rounding gives the same: the bounds are integers and rounding is monotonic.
         if not self.bounded:
-            value = tirx.min(value, tirx.const(float(self.hi - self.zero_point), "float32"))
-        value = tirx.max(value, tirx.const(float(self.lo - self.zero_point), "float32"))
+            value = tirx.min(value, constant(float(self.hi - self.zero_point), "float32"))
+        value = tirx.max(value, constant(float(self.lo - self.zero_point), "float32"))
         integer = round_half_even(value)
         if self.zero_point:
-            integer = integer + tirx.const(self.zero_point, "int32")
+            integer = integer + constant(self.zero_point, "int32")
         # Not negative here, so the unsigned minimum is right, and it is one instruction with the narrowing store.
-        return tirx.min(integer.astype("uint32"), tirx.const(self.hi, "uint32")).astype("uint8")
+        return tirx.min(integer.astype("uint32" + lanes), constant(self.hi, "uint32")).astype("uint8" + lanes)
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,11 @@ def packs_rows(shape: ConvShape) -> bool:
     """
     row = shape.kernel[1] * shape.in_channels
     plain = shape.groups == 1 and shape.dilation[1] == 1 and shape.kernel[1] > 1
-    return plain and shape.in_channels % 4 != 0 and ceil_div(row, 4) <= shape.kernel[1] * ceil_div(shape.in_channels, 4)
+    return (
+        plain
+        and shape.in_channels % 4 != 0
+        and ceil_div(row, 4) <= shape.kernel[1] * ceil_div(shape.in_channels, 4)
+    )
 
 
 def padded_rows(x: te.Tensor, shape: ConvShape, length: int, pad_value: int) -> te.Tensor:

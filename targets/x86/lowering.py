@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -15,6 +15,7 @@ from tvm.ir import Constant
 from tvm.s_tir import Schedule
 
 from qcompiler.targets.base import Target
+from qcompiler.targets.borders import NO_BORDER, Border, Borders
 from qcompiler.targets.workload import Workload
 from qcompiler.targets.x86 import computes, decisions, elementwise, intrinsics, layouts, movement, schedules
 
@@ -28,12 +29,14 @@ class Lowered:
         args: what it is called with: activations of the call and packed constants.
         instruction: the multiply-accumulate instruction of its inner loop, or None.
         reason: why it is not the target's own, or None.
+        with_border: the kernel that writes its output inside a border, where it is not ``kernel`` with its stores moved.
     """
 
     kernel: Workload | tirx.PrimFunc
     args: list[relax.Expr]
     instruction: str | None = None
     reason: str | None = None
+    with_border: Callable[[Border], tirx.PrimFunc] | None = None
 
 
 def dims(expr: relax.Expr) -> tuple[int, ...]:
@@ -76,6 +79,51 @@ def _channel_args(call: relax.Call, blocks: int, lanes: int) -> list[relax.Expr]
     return args
 
 
+@dataclass(frozen=True)
+class ConvPlan:
+    """How a dense convolution is computed, whatever its weights.
+
+    Attributes:
+        rows: a row of the kernel is one run of bytes.
+        cut: of the channels into blocks.
+        k_steps: ``dot4`` steps of one accumulator.
+        default: the schedule without tuning.
+        computed: output columns, with those computed in vain.
+    """
+
+    rows: bool
+    cut: layouts.ChannelBlocks
+    k_steps: int
+    default: decisions.ConvDecision
+    computed: int
+
+    def kernel(
+        self, shape: computes.ConvShape, epilogue: computes.Epilogue, pad_value: int, *, matrix: bool
+    ) -> computes.Kernel:
+        return computes.conv2d(
+            shape, self.cut, self.computed, epilogue, pad_value, matrix=matrix, rows=self.rows
+        )
+
+
+def _plan(shape: computes.ConvShape, target: Target, *, matrix: bool) -> ConvPlan:
+    lanes = decisions.choose_lanes(target, shape.out_channels)
+    rows = not matrix and computes.packs_rows(shape)
+    kh, kw = (shape.kernel[0], 1) if rows else shape.kernel
+    read = shape.in_channels * (shape.kernel[1] if rows else 1)
+    cut = layouts.channel_blocks(read, shape.out_channels, shape.groups, lanes)
+    k_steps = cut.k_blocks * kh * kw
+    default = decisions.conv_decision(
+        target,
+        shape.out_width,
+        cut.blocks_per_group,
+        k_steps,
+        weight_bytes=cut.blocks * lanes * k_steps * 4,
+        input_bytes=shape.batch * shape.height * shape.width * shape.in_channels,
+    )
+    computed = layouts.ceil_div(shape.out_width, default.tile_width) * default.tile_width
+    return ConvPlan(rows, cut, k_steps, default, computed)
+
+
 def _lower_dense_conv(
     call: relax.Call,
     shape: computes.ConvShape,
@@ -84,24 +132,14 @@ def _lower_dense_conv(
     target: Target,
     matrix: bool,
 ) -> Lowered:
-    lanes = decisions.choose_lanes(target, shape.out_channels)
-    rows = not matrix and computes.packs_rows(shape)
-    if rows:  # one column, whose channels are those of all columns
+    plan = _plan(shape, target, matrix=matrix)
+    cut, lanes, x = plan.cut, plan.cut.lanes, call.args[0]
+    if plan.rows:  # one column, whose channels are those of all columns
         weight = weight.transpose(0, 3, 1, 2).reshape(shape.out_channels, -1, shape.kernel[0], 1)
-    cut = layouts.channel_blocks(weight.shape[1] * shape.groups, shape.out_channels, shape.groups, lanes)
+        x = relax.op.reshape(x, (shape.batch, shape.height, shape.width * shape.in_channels))
     packed = layouts.pack_weight(weight, shape.groups, cut)
-    k_steps = cut.k_blocks * weight.shape[2] * weight.shape[3]
-    default = decisions.conv_decision(
-        target,
-        shape.out_width,
-        cut.blocks_per_group,
-        k_steps,
-        weight_bytes=packed.nbytes,
-        input_bytes=shape.batch * shape.height * shape.width * shape.in_channels,
-    )
-    computed = layouts.ceil_div(shape.out_width, default.tile_width) * default.tile_width
     epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
-    kernel = computes.conv2d(shape, cut, computed, epilogue, pad_value, matrix=matrix, rows=rows)
+    kernel = plan.kernel(shape, epilogue, pad_value, matrix=matrix)
     sketches = tuple(
         partial(
             schedules.schedule_conv2d,
@@ -113,14 +151,12 @@ def _lower_dense_conv(
             cycles=shape.macs // target.macs_per_cycle + prod(shape_of_output(shape)) // 4,
             vector_bytes=target.vector_bits // 8,
         )
-        for decision in decisions.conv_decisions(target, default, computed, cut.blocks_per_group, k_steps)
+        for decision in decisions.conv_decisions(
+            target, plan.default, plan.computed, cut.blocks_per_group, plan.k_steps
+        )
     )
-    workload = Workload(
-        "dense" if matrix else "conv2d", shape.describe(matrix), schedules.unscheduled(kernel), sketches
-    )
-    x = call.args[0]
-    if rows:
-        x = relax.op.reshape(x, (shape.batch, shape.height, shape.width * shape.in_channels))
+    operator = "dense" if matrix else "conv2d"
+    workload = Workload(operator, shape.describe(matrix), schedules.unscheduled(kernel), sketches)
     args = [x, constant(packed), *_channel_args(call, cut.blocks, lanes)]
     return Lowered(workload, args, target.instruction)
 
@@ -141,6 +177,15 @@ def conv_shape(call: relax.Call) -> computes.ConvShape:
     )  # fmt: skip
 
 
+def _depthwise_kernel(
+    shape: computes.ConvShape, target: Target, epilogue: computes.Epilogue, pad_value: int
+) -> computes.Kernel:
+    tile = decisions.depthwise_tile(target, shape.out_width)
+    computed = layouts.ceil_div(shape.out_width, tile) * tile
+    lanes = decisions.choose_lanes(target, shape.out_channels)
+    return computes.depthwise_conv2d(shape, lanes, computed, epilogue, pad_value)
+
+
 def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     shape = conv_shape(call)
     pad_value = int(call.attrs["pad_value"])
@@ -151,8 +196,7 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     tile = decisions.depthwise_tile(target, shape.out_width)
     packed = layouts.pack_depthwise_weight(weight, lanes)
     epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
-    computed = layouts.ceil_div(shape.out_width, tile) * tile
-    kernel = computes.depthwise_conv2d(shape, lanes, computed, epilogue, pad_value)
+    kernel = _depthwise_kernel(shape, target, epilogue, pad_value)
     sketch = partial(
         schedules.schedule_depthwise,
         kernel=kernel,
@@ -281,12 +325,31 @@ def lower_concat(call: relax.Call, target: Target) -> Lowered | None:
 def lower_quantize_to_nhwc(call: relax.Call, target: Target) -> Lowered:
     """``permute_dims(qc.quantize(x), [0, 2, 3, 1])`` of an NCHW input, in one kernel; ``call`` is the quantize."""
     last = requantization(call.attrs, float("inf"))
-    kernel = elementwise.quantize_to_nhwc(dims(call.args[0]), float(call.attrs["inv_scale"]), last)
+    shape, inv_scale = dims(call.args[0]), float(call.attrs["inv_scale"])
+    if shape[1] <= movement.INTERLEAVED:
+        kernel = partial(movement.quantize_interleaved, shape, inv_scale, last, lanes=target.int32_lanes)
+        return Lowered(kernel(border=NO_BORDER), [call.args[0]], with_border=lambda b: kernel(border=b))
+    transposed = elementwise.quantize_to_nhwc(shape, inv_scale, last)
     sketch = partial(
         elementwise.schedule_transpose, cycles=prod(dims(call.args[0])) // 2, lanes=target.int32_lanes
     )
-    return Lowered(_workload(kernel, call, "quantize_to_nhwc", sketch), [call.args[0]])
+    return Lowered(_workload(transposed, call, "quantize_to_nhwc", sketch), [call.args[0]])
 
+
+def reads_padded(call: relax.Call, target: Target) -> bool:
+    """Whether the kernel of a convolution reads a padded input as it is, without a copy of its own."""
+    shape = conv_shape(call)
+    top, left, bottom, right = shape.padding
+    height, width = shape.height + top + bottom, shape.width + left + right
+    padded = replace(shape, height=height, width=width, padding=(0, 0, 0, 0))
+    epilogue = computes.Epilogue(None, None)
+    if shape.depthwise:
+        return not _depthwise_kernel(padded, target, epilogue, 0).padded
+    return not _plan(padded, target, matrix=False).kernel(padded, epilogue, 0, matrix=False).padded
+
+
+BORDERS = Borders(producers=frozenset({"qc.conv2d", "quantize_to_nhwc"}), wanted=reads_padded)
+"""What x86 does about padding."""
 
 LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
     "qc.quantize": lower_quantize,

@@ -1,4 +1,4 @@
-"""Kernels of x86 that copy bytes: concatenation along the last axis."""
+"""Kernels of x86 that move bytes between channels: concatenation, tables, quantization into NHWC."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from math import prod
 
 from tvm import tirx
+from tvm.ir import Expr
+from tvm.s_tir import SBlock, SBlockRealize
 
+from qcompiler.targets.borders import Border, border_fills
 from qcompiler.targets.workload import mark_scheduled
+from qcompiler.targets.x86.computes import Requantization
 from qcompiler.targets.x86.decisions import divisor_at_most
 from qcompiler.targets.x86.schedules import PARALLEL_MINIMUM
 
@@ -86,3 +90,61 @@ def table_lookup(shape: Sequence[int]) -> tirx.PrimFunc:
         [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat_out, data=out.data), *stores]
     )
     return mark_scheduled(tirx.PrimFunc([x, table, out], body).with_attr("tirx.noalias", True))
+
+
+INTERLEAVED = 4
+"""Channels up to which quantization into NHWC interleaves vectors of columns."""
+
+
+def quantize_interleaved(
+    shape: Sequence[int], inv_scale: float, requantization: Requantization, border: Border, lanes: int
+) -> tirx.PrimFunc:
+    """``qc.quantize`` of an NCHW tensor of few channels, written in NHWC inside a border.
+
+    A vector of columns of every channel is quantized, and a shuffle brings the bytes of a column together.
+
+    Args:
+        shape: of the input, NCHW, float32; at most ``INTERLEAVED`` channels.
+        inv_scale: as of ``qc.quantize``.
+        requantization: as of ``qc.quantize``.
+        border: what is written around the output; it may be empty.
+        lanes: columns of a vector.
+    """
+    n, c, h, w = shape
+    inner = (n, h, w, c)
+    outer = border.around(inner)
+    _, rows, columns, _ = outer
+    x = tirx.decl_buffer((n, c, h, w), "float32", name="x")
+    out = tirx.decl_buffer(outer, "uint8", name="out")
+    flat = tirx.decl_buffer((prod(outer),), "uint8", name="flat_out", data=out.data)
+    row, tile = tirx.Var("row", "int32"), tirx.Var("tile", "int32")
+    image, i = row // h, row % h
+    start = ((image * rows + i + border.top) * columns + border.left) * c
+
+    def columns_of(first: Expr, count: int) -> tirx.Stmt:
+        """Quantizes ``count`` columns from ``first`` on."""
+        bytes_ = []
+        for channel in range(c):
+            place = tirx.Ramp(first, 1, count) if count > 1 else first
+            value = tirx.BufferLoad(x, [image, channel, i, place])
+            scale = tirx.const(inv_scale, "float32")
+            bytes_.append(requantization(value * (tirx.Broadcast(scale, count) if count > 1 else scale)))
+        if c * count == 1:
+            return tirx.BufferStore(flat, bytes_[0], [start + first])
+        order = [tirx.const(k * count + j, "int32") for j in range(count) for k in range(c)]
+        return tirx.BufferStore(
+            flat, tirx.Shuffle(bytes_, order), [tirx.Ramp(start + first * c, 1, c * count)]
+        )
+
+    steps: list[tirx.Stmt] = []
+    if w >= lanes:
+        steps.append(tirx.For(tile, 0, w // lanes, tirx.ForKind.SERIAL, columns_of(tile * lanes, lanes)))
+    if w % lanes:
+        steps.append(columns_of(tirx.const(w - w % lanes, "int32"), w % lanes))
+    kind = tirx.ForKind.PARALLEL if prod(shape) // 4 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+    loop = tirx.For(row, 0, n * h, kind, tirx.SeqStmt(steps) if len(steps) > 1 else steps[0])
+    body = tirx.SeqStmt([tirx.DeclBuffer(flat, data=out.data), *border_fills(flat, inner, border), loop])
+    # A function of one tensor is looked at by the pass that finds reshapes; it wants a root block.
+    root = SBlockRealize([], True, SBlock([], [], [], "root", body))
+    function = tirx.PrimFunc([x, out], root).with_attr("tirx.noalias", True)
+    return mark_scheduled(function.with_attr("s_tir", True))

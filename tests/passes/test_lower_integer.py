@@ -8,8 +8,9 @@ from qc_modules import assert_equal, const, make, operators
 from tvm import relax, te
 
 from qcompiler import operators as qc
+from qcompiler.passes.expose_padding import QUANTIZE_TO_NHWC
 from qcompiler.passes.graph import bindings
-from qcompiler.passes.lower_integer import FUSED_QUANTIZE, LowerInteger
+from qcompiler.passes.lower_integer import LowerInteger
 from qcompiler.targets import registry
 from qcompiler.targets.workload import Scheduled, Workload, default_schedule
 
@@ -24,6 +25,7 @@ class Lowered:
     args: list[Any]
     instruction: str | None = None
     reason: str | None = None
+    with_border: Any = None
 
 
 def copy_kernel(shape: tuple[int, ...], out: tuple[int, ...], dtype: str = "uint8") -> Any:
@@ -102,7 +104,7 @@ def test_quantization_of_an_nchw_input_writes_channels_last_itself() -> None:
         y = te.compute((1, 4, 5, 3), lambda b, i, j, k: x[b, k, i, j].astype("uint8"), name="y")
         return Lowered(te.create_prim_func([x, y]).without_attr("global_symbol"), [call.args[0]])
 
-    lower = LowerInteger(TARGET, {FUSED_QUANTIZE: lower_fused})
+    lower = LowerInteger(TARGET, {QUANTIZE_TO_NHWC: lower_fused})
     after = lower(make(build, ((1, 3, 4, 5), "float32")))
     assert operators(after) == ["relax.call_tir"]
     (binding,) = (b for b in bindings(after) if isinstance(b.value, relax.Call))

@@ -1,0 +1,95 @@
+"""Kernels that write their output inside a border, so that the next convolution finds it padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm_ffi
+from tvm import relax, tirx
+
+from qcompiler.targets.base import Target
+
+
+@dataclass(frozen=True)
+class Border:
+    """Rows and columns around an NHWC tensor, all of one byte value."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    value: int
+
+    def around(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the tensor with its border."""
+        n, h, w, c = shape
+        return n, h + self.top + self.bottom, w + self.left + self.right, c
+
+
+NO_BORDER = Border(0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Borders:
+    """What a family of targets can do about padding.
+
+    Attributes:
+        producers: operators whose kernels can write a border.
+        wanted: whether a convolution reads its padded input in place, were it there.
+    """
+
+    producers: frozenset[str]
+    wanted: Callable[[relax.Call, Target], bool]
+
+
+def fill(buffer: tirx.Buffer, start: tirx.Expr | int, count: int, value: int) -> tirx.Stmt:
+    """Sets ``count`` elements of a flat buffer from ``start`` on."""
+    k = tirx.Var("k", "int32")
+    store = tirx.BufferStore(buffer, tirx.const(value, "uint8"), [start + k])
+    return tirx.For(k, 0, count, tirx.ForKind.SERIAL, store)
+
+
+def border_fills(flat: tirx.Buffer, shape: tuple[int, ...], border: Border) -> list[tirx.Stmt]:
+    """Fills the border around an NHWC tensor of ``shape``; ``flat`` holds all of it.
+
+    The right border of a row and the left one of the next lie side by side, so each gap is one run of bytes.
+    """
+    n, h, w, c = shape
+    _, rows, columns, _ = border.around(shape)
+    image = tirx.Var("image", "int32")
+    base = image * (rows * columns * c)
+    row = columns * c
+    first = border.top * row + border.left * c
+    fills = []
+    if first:
+        fills.append(fill(flat, base, first, border.value))
+    gap = (border.left + border.right) * c
+    if gap and h > 1:
+        i = tirx.Var("i", "int32")
+        body = fill(flat, base + (i + border.top) * row + (border.left + w) * c, gap, border.value)
+        fills.append(tirx.For(i, 0, h - 1, tirx.ForKind.SERIAL, body))
+    last = border.right * c + border.bottom * row
+    if last:
+        start = base + (border.top + h - 1) * row + (border.left + w) * c
+        fills.append(fill(flat, start, last, border.value))
+    return [tirx.For(image, 0, n, tirx.ForKind.SERIAL, f) for f in fills]
+
+
+def write_border(function: tirx.PrimFunc, border: Border) -> tirx.PrimFunc:
+    """``function``, whose last argument is an NHWC output, with that output inside a border."""
+    inner = function.params[-1]
+    shape = tuple(int(d) for d in inner.shape)
+    outer_shape = border.around(shape)
+    _, rows, columns, c = outer_shape
+    outer = tirx.decl_buffer(outer_shape, "uint8", name="padded_out")
+    view = tirx.decl_buffer(
+        shape, "uint8", name="out", data=outer.data,
+        strides=[rows * columns * c, columns * c, c, 1],
+        elem_offset=tirx.const((border.top * columns + border.left) * c, "int32"),
+    )  # fmt: skip
+    flat = tirx.decl_buffer((rows * columns * c * shape[0],), "uint8", name="flat_out", data=outer.data)
+    body = tvm_ffi.structural_map(function.body, (tirx.Var, lambda v: view if v.same_as(inner) else v))
+    fills = [tirx.DeclBuffer(flat, data=outer.data), *border_fills(flat, shape, border)]
+    whole = tirx.SeqStmt([*fills, tirx.DeclBuffer(view, data=outer.data), body])
+    return tirx.PrimFunc([*function.params[:-1], outer], whole, attrs=function.attrs)
