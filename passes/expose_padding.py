@@ -13,7 +13,7 @@ After::
 
 Lowering makes ``y`` and ``p`` one kernel that writes its output inside a border, and the copy of ``y`` into a padded
 buffer is gone. Only where ``y`` has no other use, and where the target says that the second convolution then reads
-its input in place.
+its input in place; or where the target needs a padded input for its best kernel, were it by a copy.
 """
 
 from __future__ import annotations
@@ -65,13 +65,15 @@ class _ExposePadding(Rewriter):
             return None
         source = value.args[0]
         top, left, bottom, right = ints(value.attrs["padding"])
-        if (
-            not (top or left or bottom or right)
-            or not isinstance(source, relax.Var)
-            or self.uses[source] != 1
-            or producer(self, source) not in self.options.borders.producers
-            or not self.options.borders.wanted(value, self.options.target)
-        ):
+        borders, target = self.options.borders, self.options.target
+        if not (top or left or bottom or right):
+            return None
+        written = (
+            isinstance(source, relax.Var)
+            and self.uses[source] == 1
+            and producer(self, source) in borders.producers
+        )
+        if not (written and borders.wanted(value, target)) and not borders.needed(value, target):
             return None
         widths = [0, 0, top, bottom, left, right, 0, 0]
         padded = self.emit(

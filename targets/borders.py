@@ -37,10 +37,12 @@ class Borders:
     Attributes:
         producers: operators whose kernels can write a border.
         wanted: whether a convolution reads its padded input in place, were it there.
+        needed: whether it wants its input padded even if that takes a copy.
     """
 
     producers: frozenset[str]
     wanted: Callable[[relax.Call, Target], bool]
+    needed: Callable[[relax.Call, Target], bool]
 
 
 def fill(buffer: tirx.Buffer, start: tirx.Expr | int, count: int, value: int) -> tirx.Stmt:

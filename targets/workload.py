@@ -8,9 +8,9 @@ sketches' traces; without tuning, the first sketch is the schedule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import tvm
 from tvm import tirx
@@ -21,6 +21,8 @@ OPAQUE = 8
 
 Origin = Literal["tuned", "transferred", "default"]
 """Where a kernel's schedule comes from: a record of this kernel, one of a similar kernel, or the description."""
+
+Generate = Callable[[Mapping[str, Any]], tirx.PrimFunc]
 
 Sketch = Callable[[Schedule], None]
 
@@ -86,9 +88,33 @@ def default_schedule(workload: Workload) -> Scheduled:
     return Scheduled(finish(sketched(workload, 0)), "default")
 
 
+GENERATOR = "qc.generator"
+"""Attribute of a function whose kernel is generated from the annotations of its block ``out``: the generator's name."""
+
+_GENERATORS: dict[str, Generate] = {}
+
+
+def generator(name: str) -> Callable[[Generate], Generate]:
+    """Registers a function that makes a kernel from the annotations of a scheduled function's block ``out``.
+
+    Some kernels are better written than scheduled. They are scheduled all the same: the schedule puts its decisions
+    into annotations, and :func:`finish` replaces the function by what the generator makes of them.
+    """
+
+    def register(function: Generate) -> Generate:
+        _GENERATORS[name] = function
+        return function
+
+    return register
+
+
 def finish(sch: Schedule) -> tirx.PrimFunc:
-    """The scheduled function, ready to be placed in a Relax module."""
-    return mark_scheduled(sch.mod["main"].without_attr("global_symbol"))
+    """The scheduled function, ready to be built or to be placed in a Relax module."""
+    function = sch.mod["main"]
+    if function.attrs is not None and GENERATOR in function.attrs:
+        make = _GENERATORS[str(function.attrs[GENERATOR])]
+        function = make(sch.get(sch.get_sblock("out")).annotations)
+    return mark_scheduled(function.without_attr("global_symbol"))
 
 
 def mark_scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -382,3 +382,32 @@ def depthwise_conv2d(
         name="out",
     )
     return Kernel([x, weight, *args, out], whole, padded is not x)
+
+
+def depthwise_vnni(shape: ConvShape, vectors: int, lanes: int, epilogue: Epilogue) -> Kernel:
+    """What the depthwise kernel with dot products computes, with its arguments: a stand-in that is never built.
+
+    It tells the kernel's extents, arguments and last step, which is what a workload is known by; the order of lanes is
+    the generator's.
+    """
+    n, oh, ow, c = shape.batch, shape.out_height, shape.out_width, shape.out_channels
+    (kh, kw), (sh, sw), (dh, dw) = shape.kernel, shape.strides, shape.dilation
+    x = te.placeholder((n, shape.height, shape.width, c), "uint8", name="x")
+    weight = te.placeholder((vectors, kw, ceil_div(kh, 4), lanes, 4), "int8", name="weight")
+    rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
+    acc = te.compute(
+        (n, oh, ow, c),
+        lambda b, i, j, k: te.sum(
+            i32(x[b, i * sh + rh * dh, j * sw + rw * dw, k])
+            * i32(weight[tirx.floordiv(k, lanes), rw, tirx.floordiv(rh, 4), k % lanes, rh % 4]),
+            axis=[rh, rw],
+        ),
+        name="acc",
+    )
+    args = epilogue.arguments(vectors, lanes, (n, oh, ow, c))
+    out = te.compute(
+        (n, oh, ow, c),
+        lambda b, i, j, k: epilogue(acc[b, i, j, k], tirx.floordiv(k, lanes), k % lanes, args, None),
+        name="out",
+    )
+    return Kernel([x, weight, *args, out], whole=True, padded=False)

@@ -110,6 +110,19 @@ def sampled_width(target: Target, tile_blocks: int) -> int:
     return max(1, (target.vector_registers - 4) // tile_blocks)
 
 
+def depthwise_tiles(target: Target, width: int) -> list[int]:
+    """Output columns of a tile of the depthwise kernel with dot products, the default first.
+
+    A column takes four vectors of accumulators; the columns of a tile share their interleaved inputs, so a tile of one
+    column does too much, and a last tile of other width is a kernel of its own.
+    """
+    limit = 6 if target.vector_registers >= 32 else 2
+    tiles = list(range(1, min(width, limit) + 1))
+    # Each tile interleaves about two columns more than it computes; a last tile that is narrower does so too.
+    default = min(tiles, key=lambda t: (ceil_div(width, t), t))
+    return [default, *(t for t in tiles if t != default)]
+
+
 def divisors(n: int, limit: int) -> list[int]:
     """The divisors of ``n`` that are at most ``limit``, ascending."""
     return [d for d in range(1, min(n, limit) + 1) if n % d == 0]

@@ -17,7 +17,16 @@ from tvm.s_tir import Schedule
 from qcompiler.targets.base import Target
 from qcompiler.targets.borders import NO_BORDER, Border, Borders
 from qcompiler.targets.workload import Workload
-from qcompiler.targets.x86 import computes, decisions, elementwise, intrinsics, layouts, movement, schedules
+from qcompiler.targets.x86 import (
+    computes,
+    decisions,
+    depthwise,
+    elementwise,
+    intrinsics,
+    layouts,
+    movement,
+    schedules,
+)
 
 
 @dataclass(frozen=True)
@@ -192,15 +201,16 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     weight = value(call.args[1])
     if not shape.depthwise:
         return _lower_dense_conv(call, shape, weight, pad_value, target, matrix=False)
-    lanes = decisions.choose_lanes(target, shape.out_channels)
-    tile = decisions.depthwise_tile(target, shape.out_width)
-    packed = layouts.pack_depthwise_weight(weight, lanes)
     epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
+    if depthwise.supports(shape, epilogue, target):
+        return _lower_depthwise_vnni(call, shape, weight, epilogue, target)
+    lanes = decisions.choose_lanes(target, shape.out_channels)
+    packed = layouts.pack_depthwise_weight(weight, lanes)
     kernel = _depthwise_kernel(shape, target, epilogue, pad_value)
     sketch = partial(
         schedules.schedule_depthwise,
         kernel=kernel,
-        tile_width=tile,
+        tile_width=decisions.depthwise_tile(target, shape.out_width),
         lanes=lanes,
         sampled_width=decisions.sampled_width(target, 2),
         cycles=shape.macs // 9,
@@ -211,6 +221,33 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     )
     args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], lanes)]
     return Lowered(workload, args, None, "depthwise: one product a channel and tap, no sum for a dot product")
+
+
+def _lower_depthwise_vnni(
+    call: relax.Call,
+    shape: computes.ConvShape,
+    weight: NDArray[np.int8],
+    epilogue: computes.Epilogue,
+    target: Target,
+) -> Lowered:
+    last = epilogue.requantization
+    assert last is not None
+    lanes = target.int32_lanes
+    tiles = decisions.depthwise_tiles(target, shape.out_width)
+    sketch = partial(
+        depthwise.schedule, shape=shape, last=last, lanes=lanes, tile=tiles[0], tiles=sorted(tiles)
+    )
+    kernel = computes.depthwise_vnni(shape, depthwise.vectors(shape.out_channels, lanes), lanes, epilogue)
+    workload = Workload(
+        "depthwise_conv2d",
+        shape.describe(matrix=False),
+        depthwise.unscheduled(kernel),
+        (sketch,),
+        len(tiles) > 1,
+    )
+    packed = depthwise.pack_weight(weight, lanes)
+    args = [constant(depthwise.pack_channels(value(a), lanes)) for a in call.args[2:]]
+    return Lowered(workload, [call.args[0], constant(packed), *args], target.instruction)
 
 
 def lower_dense(call: relax.Call, target: Target) -> Lowered:
@@ -344,11 +381,36 @@ def reads_padded(call: relax.Call, target: Target) -> bool:
     padded = replace(shape, height=height, width=width, padding=(0, 0, 0, 0))
     epilogue = computes.Epilogue(None, None)
     if shape.depthwise:
-        return not _depthwise_kernel(padded, target, epilogue, 0).padded
+        last = computes.Epilogue(computes.Requantization(0, 0, 255, True), None)
+        return (
+            depthwise.supports(padded, last, target)
+            or not _depthwise_kernel(padded, target, epilogue, 0).padded
+        )
     return not _plan(padded, target, matrix=False).kernel(padded, epilogue, 0, matrix=False).padded
 
 
-BORDERS = Borders(producers=frozenset({"qc.conv2d", "quantize_to_nhwc"}), wanted=reads_padded)
+def needs_padded(call: relax.Call, target: Target) -> bool:
+    """Whether a convolution's kernel is so much better on a padded input that a copy is worth it."""
+    shape = conv_shape(call)
+    last = computes.Epilogue(computes.Requantization(0, 0, 255, True), None)
+    plain = str(call.attrs["out_dtype"]) == "uint8" and len(call.args) <= 4
+    return (
+        plain and shape.depthwise and depthwise.supports(replace(shape, padding=(0, 0, 0, 0)), last, target)
+    )
+
+
+def lower_pad(call: relax.Call, target: Target) -> Lowered | None:
+    """Constant padding of rows and columns of an NHWC tensor of bytes; any other is TVM's."""
+    shape, widths = dims(call.args[0]), ints(call.attrs.pad_width)
+    if str(call.ty.dtype) != "uint8" or len(shape) != 4 or str(call.attrs.pad_mode) != "constant":
+        return None
+    if any(widths[:2]) or any(widths[6:]) or min(widths) < 0:
+        return None
+    border = Border(widths[2], widths[4], widths[3], widths[5], int(float(call.attrs.pad_value)))
+    return Lowered(movement.pad(shape, border, target.vector_bits // 8), [call.args[0]])
+
+
+BORDERS = Borders(frozenset({"qc.conv2d", "quantize_to_nhwc"}), reads_padded, needs_padded)
 """What x86 does about padding."""
 
 LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
@@ -362,6 +424,7 @@ LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
     "qc.max_pool2d": lower_max_pool2d,
     "qc.avg_pool2d": lower_avg_pool2d,
     "relax.concat": lower_concat,
+    "relax.nn.pad": lower_pad,
     "quantize_to_nhwc": lower_quantize_to_nhwc,
 }
 """The operators that x86 has kernels for; a lowering gives None for a call that it leaves to TVM."""

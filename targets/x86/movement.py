@@ -46,6 +46,42 @@ def concat_last(shapes: Sequence[Sequence[int]], vector: int) -> tirx.PrimFunc:
     return mark_scheduled(tirx.PrimFunc([*inputs, output], body).with_attr("tirx.noalias", True))
 
 
+def pad(shape: Sequence[int], border: Border, vector: int) -> tirx.PrimFunc:
+    """An NHWC tensor of bytes copied inside a border, a row a task.
+
+    Args:
+        shape: of the input.
+        border: what is written around it.
+        vector: bytes copied at once, at most.
+    """
+    n, h, w, c = shape
+    x = tirx.decl_buffer((n, h, w, c), "uint8", name="x")
+    outer = border.around((n, h, w, c))
+    _, rows, columns, _ = outer
+    out = tirx.decl_buffer(outer, "uint8", name="out")
+    flat_x = tirx.decl_buffer((prod(shape),), "uint8", name="flat_x", data=x.data)
+    flat = tirx.decl_buffer((prod(outer),), "uint8", name="flat_out", data=out.data)
+    row, step = tirx.Var("row", "int32"), tirx.Var("step", "int32")
+    start = ((row // h * rows + row % h + border.top) * columns + border.left) * c
+    width = divisor_at_most(w * c, vector)
+    target, source = start + step * width, row * (w * c) + step * width
+    if width > 1:
+        target, source = tirx.Ramp(target, 1, width), tirx.Ramp(source, 1, width)
+    store = tirx.BufferStore(flat, tirx.BufferLoad(flat_x, [source]), [target])
+    kind = tirx.ForKind.PARALLEL if prod(shape) // 16 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+    copy = tirx.For(step, 0, w * c // width, tirx.ForKind.SERIAL, store)
+    views = [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat, data=out.data)]
+    loop = tirx.For(row, 0, n * h, kind, copy)
+    return _of_one_tensor([x, out], tirx.SeqStmt([*views, *border_fills(flat, (n, h, w, c), border), loop]))
+
+
+def _of_one_tensor(params: list[tirx.Buffer], body: tirx.Stmt) -> tirx.PrimFunc:
+    """A function of one input: the pass that finds reshapes looks at such and wants a root block."""
+    root = SBlockRealize([], True, SBlock([], [], [], "root", body))
+    function = tirx.PrimFunc(params, root).with_attr("tirx.noalias", True)
+    return mark_scheduled(function.with_attr("s_tir", True))
+
+
 LOOKUP = 64
 """Bytes that one pair of byte permutations over two registers looks up."""
 
@@ -144,7 +180,4 @@ def quantize_interleaved(
     kind = tirx.ForKind.PARALLEL if prod(shape) // 4 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
     loop = tirx.For(row, 0, n * h, kind, tirx.SeqStmt(steps) if len(steps) > 1 else steps[0])
     body = tirx.SeqStmt([tirx.DeclBuffer(flat, data=out.data), *border_fills(flat, inner, border), loop])
-    # A function of one tensor is looked at by the pass that finds reshapes; it wants a root block.
-    root = SBlockRealize([], True, SBlock([], [], [], "root", body))
-    function = tirx.PrimFunc([x, out], root).with_attr("tirx.noalias", True)
-    return mark_scheduled(function.with_attr("s_tir", True))
+    return _of_one_tensor([x, out], body)

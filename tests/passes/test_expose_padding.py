@@ -13,7 +13,17 @@ from qcompiler.targets.borders import Borders
 
 TARGET = registry.resolve("x86-avx2")
 IMAGE = ((1, 6, 7, 4), "uint8")
-BORDERS = Borders(frozenset({"qc.conv2d"}), lambda call, target: True)
+
+
+def always(call: relax.Call, target: Any) -> bool:
+    return True
+
+
+def never(call: relax.Call, target: Any) -> bool:
+    return False
+
+
+BORDERS = Borders(frozenset({"qc.conv2d"}), always, never)
 
 
 def conv(x: relax.Expr, padding: list[int], layout: str = "NHWC") -> relax.Call:
@@ -43,9 +53,16 @@ def test_padding_behind_a_convolution_becomes_an_operator() -> None:
     assert_equal(after, make(expected, IMAGE))
 
 
+def test_padding_that_the_target_needs_is_exposed_whoever_wrote_the_input() -> None:
+    after = ExposePadding(TARGET, Borders(frozenset(), never, always))(
+        make(lambda e, x: conv(x, [1, 1, 1, 1]), IMAGE)
+    )
+    assert operators(after) == ["relax.nn.pad", "qc.conv2d"]
+
+
 def test_must_not_fire() -> None:
-    unwanted = Borders(BORDERS.producers, lambda call, target: False)
-    no_producer = Borders(frozenset(), lambda call, target: True)
+    unwanted = Borders(BORDERS.producers, never, never)
+    no_producer = Borders(frozenset(), always, never)
     both = make(lambda e, x: (lambda y: (y, conv(y, [1, 1, 1, 1])))(e(conv(x, [0, 0, 0, 0]))), IMAGE)
     for module, borders in (
         (chain([0, 0, 0, 0]), BORDERS),

@@ -33,7 +33,7 @@ def var(shape: tuple[int, ...], dtype: str = "uint8") -> relax.Var:
     return relax.Var("x", relax.TensorType(shape, dtype))
 
 
-def conv(channels: int = 16, out: int = 64, groups: int = 1) -> relax.Call:
+def conv(channels: int = 16, out: int = 64, groups: int = 1, padding: int = 1) -> relax.Call:
     weight = np.ones((out, channels // groups, 3, 3), np.int8)
     args = [
         var((1, 8, 8, channels)),
@@ -72,13 +72,21 @@ def test_a_convolution_runs_on_the_targets_instruction(name: str) -> None:
 
 
 def test_depthwise_has_no_dot_product_and_says_so() -> None:
-    lowered = lower(conv(32, 32, 32), "x86-avx512-vnni")
+    lowered = lower(conv(32, 32, 32), "x86-avx512")
     assert lowered.instruction is None
     assert "depthwise" in str(lowered.reason)
 
 
+@pytest.mark.parametrize("name", ["x86-avx512-vnni", "x86-avx-vnni"])
+def test_depthwise_multiplies_rows_of_its_window_with_vnni(name: str) -> None:
+    lowered = lower(conv(64, 64, 64, padding=0), name)
+    assert lowered.instruction == "vpdpbusd"
+    assert "vpdpbusd" in assembly(lowered, name)
+    assert LOWERINGS["qc.conv2d"](conv(6, 6, 6, padding=0), registry.resolve(name)).instruction is None  # type: ignore[union-attr]
+
+
 def test_operands_are_packed_to_whole_vectors() -> None:
-    lowered = lower(conv(5, 20), "x86-avx512")
+    lowered = lower(conv(8, 20), "x86-avx512")
     shapes = [tuple(int(d) for d in a.ty.shape) for a in lowered.args]
     blocks, lanes = shapes[2]
     assert lanes in (8, 16)
