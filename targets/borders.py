@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import tvm_ffi
 from tvm import relax, tirx
+from tvm.s_tir import SBlock, SBlockRealize
 
 from qcompiler.targets.base import Target
 
@@ -94,4 +95,9 @@ def write_border(function: tirx.PrimFunc, border: Border) -> tirx.PrimFunc:
     body = tvm_ffi.structural_map(function.body, (tirx.Var, lambda v: view if v.same_as(inner) else v))
     fills = [tirx.DeclBuffer(flat, data=outer.data), *border_fills(flat, shape, border)]
     whole = tirx.SeqStmt([*fills, tirx.DeclBuffer(view, data=outer.data), body])
-    return tirx.PrimFunc([*function.params[:-1], outer], whole, attrs=function.attrs)
+    return tirx.PrimFunc([*function.params[:-1], outer], in_root_block(whole), attrs=function.attrs)
+
+
+def in_root_block(body: tirx.Stmt) -> tirx.Stmt:
+    """``body`` in the block that TVM's passes expect around a kernel."""
+    return SBlockRealize([], True, SBlock([], [], [], "root", body))

@@ -7,9 +7,8 @@ from math import prod
 
 from tvm import tirx
 from tvm.ir import Expr
-from tvm.s_tir import SBlock, SBlockRealize
 
-from qcompiler.targets.borders import Border, border_fills
+from qcompiler.targets.borders import Border, border_fills, in_root_block
 from qcompiler.targets.workload import mark_scheduled
 from qcompiler.targets.x86.computes import Requantization
 from qcompiler.targets.x86.decisions import divisor_at_most
@@ -77,8 +76,7 @@ def pad(shape: Sequence[int], border: Border, vector: int) -> tirx.PrimFunc:
 
 def _of_one_tensor(params: list[tirx.Buffer], body: tirx.Stmt) -> tirx.PrimFunc:
     """A function of one input: the pass that finds reshapes looks at such and wants a root block."""
-    root = SBlockRealize([], True, SBlock([], [], [], "root", body))
-    function = tirx.PrimFunc(params, root).with_attr("tirx.noalias", True)
+    function = tirx.PrimFunc(params, in_root_block(body)).with_attr("tirx.noalias", True)
     return mark_scheduled(function.with_attr("s_tir", True))
 
 

@@ -43,7 +43,7 @@ def conv(channels: int = 16, out: int = 64, groups: int = 1, padding: int = 1) -
     ]
     return typed(
         operators.call(
-            "qc.conv2d", args, strides=[1, 1], padding=[1] * 4, dilation=[1, 1], groups=groups, layout="NHWC",
+            "qc.conv2d", args, strides=[1, 1], padding=[padding] * 4, dilation=[1, 1], groups=groups, layout="NHWC",
             pad_value=0, zero_point=0, lo=0, hi=255, residual_shift=0, out_dtype="uint8", accumulator_bound=10**6,
         )
     )  # fmt: skip
