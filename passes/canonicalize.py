@@ -5,11 +5,13 @@ Before::
     s = astype(scales_float64, "float32")
     p = max_pool2d(x), zeros_like(p);  y = (p, zeros)[0]
     r = relu6(y)
+    a, b = split(r, 2)
 
 After::
 
     p = max_pool2d(x)
     r = clip(p, 0, 6)
+    a = strided_slice(r, ...);  b = strided_slice(r, ...)
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ class _Canonicalize(Rewriter):
             return new.args[0]
         if name == "relax.concat" and isinstance(new.args[0], relax.Tuple) and len(new.args[0].fields) == 1:
             return new.args[0].fields[0]
+        if name == "relax.split":
+            return self._slices(new, value)
         if name == "relax.nn.dropout":
             return relax.Tuple([new.args[0], new.args[0]])
         if name == "relax.permute_dims" and value.attrs.axes is not None:
@@ -69,3 +73,14 @@ class _Canonicalize(Rewriter):
             if axes == list(range(len(axes))):
                 return new.args[0]
         return new
+
+    def _slices(self, new: relax.Call, old: relax.Call) -> relax.Expr:
+        """The parts of a split, each a slice: an operator of one result, which every later pass knows."""
+        axis = int(old.attrs.axis) % len(dims(new.args[0]))
+        parts, first = [], 0
+        for field in old.ty.fields:
+            extent = int(field.shape[axis])
+            part = relax.op.strided_slice(new.args[0], [axis], [first], [first + extent])
+            parts.append(self.emit(part, f"{self.name}_{len(parts)}"))
+            first += extent
+        return relax.Tuple(parts)

@@ -315,7 +315,12 @@ def lower_mul(call: relax.Call, target: Target) -> Lowered:
 
 def lower_lut(call: relax.Call, target: Target) -> Lowered:
     if target.has_vbmi:
-        return Lowered(movement.table_lookup(dims(call.args[0])), list(call.args))
+        shape = dims(call.args[0])
+        return Lowered(
+            movement.table_lookup(shape),
+            list(call.args),
+            with_border=lambda border: movement.table_lookup(shape, border),
+        )
     return _spatial(elementwise.lut(dims(call.args[0])), call, list(call.args), target, element_bytes=1)
 
 
@@ -357,6 +362,17 @@ def lower_concat(call: relax.Call, target: Target) -> Lowered | None:
     if str(call.ty.dtype) != "uint8" or int(call.attrs.axis) % rank != rank - 1:
         return None
     return Lowered(movement.concat_last([dims(f) for f in fields], target.vector_bits // 8), fields)
+
+
+def lower_permute_dims(call: relax.Call, target: Target) -> Lowered | None:
+    """The exchange of the last two axes of bytes, the first of them short; any other is TVM's."""
+    shape = dims(call.args[0])
+    swapped = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+    if str(call.ty.dtype) != "uint8" or call.attrs.axes is None or ints(call.attrs.axes) != swapped:
+        return None
+    if not 2 <= shape[-2] <= movement.INTERLEAVED or shape[-1] == 1:
+        return None
+    return Lowered(movement.swap_last(shape, target.vector_bits // 8 // shape[-2]), [call.args[0]])
 
 
 def lower_quantize_to_nhwc(call: relax.Call, target: Target) -> Lowered:
@@ -410,7 +426,7 @@ def lower_pad(call: relax.Call, target: Target) -> Lowered | None:
     return Lowered(movement.pad(shape, border, target.vector_bits // 8), [call.args[0]])
 
 
-BORDERS = Borders(frozenset({"qc.conv2d", "quantize_to_nhwc"}), reads_padded, needs_padded)
+BORDERS = Borders(frozenset({"qc.conv2d", "qc.lut", "quantize_to_nhwc"}), reads_padded, needs_padded)
 """What x86 does about padding."""
 
 LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
@@ -425,6 +441,7 @@ LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
     "qc.avg_pool2d": lower_avg_pool2d,
     "relax.concat": lower_concat,
     "relax.nn.pad": lower_pad,
+    "relax.permute_dims": lower_permute_dims,
     "quantize_to_nhwc": lower_quantize_to_nhwc,
 }
 """The operators that x86 has kernels for; a lowering gives None for a call that it leaves to TVM."""

@@ -8,7 +8,7 @@ from math import prod
 from tvm import tirx
 from tvm.ir import Expr
 
-from qcompiler.targets.borders import Border, border_fills, in_root_block
+from qcompiler.targets.borders import NO_BORDER, Border, border_fills, in_root_block
 from qcompiler.targets.workload import mark_scheduled
 from qcompiler.targets.x86.computes import Requantization
 from qcompiler.targets.x86.decisions import divisor_at_most
@@ -63,9 +63,7 @@ def pad(shape: Sequence[int], border: Border, vector: int) -> tirx.PrimFunc:
     row, step = tirx.Var("row", "int32"), tirx.Var("step", "int32")
     start = ((row // h * rows + row % h + border.top) * columns + border.left) * c
     width = divisor_at_most(w * c, vector)
-    target, source = start + step * width, row * (w * c) + step * width
-    if width > 1:
-        target, source = tirx.Ramp(target, 1, width), tirx.Ramp(source, 1, width)
+    target, source = _ramp(start + step * width, width), _ramp(row * (w * c) + step * width, width)
     store = tirx.BufferStore(flat, tirx.BufferLoad(flat_x, [source]), [target])
     kind = tirx.ForKind.PARALLEL if prod(shape) // 16 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
     copy = tirx.For(step, 0, w * c // width, tirx.ForKind.SERIAL, store)
@@ -80,29 +78,73 @@ def _of_one_tensor(params: list[tirx.Buffer], body: tirx.Stmt) -> tirx.PrimFunc:
     return mark_scheduled(function.with_attr("s_tir", True))
 
 
+def swap_last(shape: Sequence[int], vector: int) -> tirx.PrimFunc:
+    """``[..., G, C]`` bytes as ``[..., C, G]``, for few G: what a channel shuffle does to a pixel.
+
+    Args:
+        shape: of the input; G is at most ``INTERLEAVED``.
+        vector: bytes read at once, at most.
+    """
+    *outer, groups, channels = shape
+    pixels = prod(outer)
+    x = tirx.decl_buffer(tuple(shape), "uint8", name="x")
+    out = tirx.decl_buffer((*outer, channels, groups), "uint8", name="out")
+    flat_x = tirx.decl_buffer((prod(shape),), "uint8", name="flat_x", data=x.data)
+    flat = tirx.decl_buffer((prod(shape),), "uint8", name="flat_out", data=out.data)
+    pixel = tirx.Var("pixel", "int32")
+    stores: list[tirx.Stmt] = []
+    first = 0
+    while first < channels:
+        width = min(vector, channels - first)
+        start = pixel * (groups * channels) + first
+        runs = [tirx.BufferLoad(flat_x, [_ramp(start + g * channels, width)]) for g in range(groups)]
+        order = [tirx.const(g * width + c, "int32") for c in range(width) for g in range(groups)]
+        place = _ramp(pixel * (groups * channels) + first * groups, width * groups)
+        stores.append(tirx.BufferStore(flat, tirx.Shuffle(runs, order), [place]))
+        first += width
+    kind = tirx.ForKind.PARALLEL if prod(shape) // 8 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+    loop = tirx.For(pixel, 0, pixels, kind, tirx.SeqStmt(stores) if len(stores) > 1 else stores[0])
+    views = [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat, data=out.data)]
+    return _of_one_tensor([x, out], tirx.SeqStmt([*views, loop]))
+
+
+def _ramp(start: Expr, count: int) -> Expr:
+    return tirx.Ramp(start, 1, count) if count > 1 else start
+
+
 LOOKUP = 64
 """Bytes that one pair of byte permutations over two registers looks up."""
 
 
-def table_lookup(shape: Sequence[int]) -> tirx.PrimFunc:
+def table_lookup(shape: Sequence[int], border: Border = NO_BORDER) -> tirx.PrimFunc:
     """``qc.lut`` by ``vpermi2b``: the table is in four registers; the top bit of an index picks a pair of them.
 
     Args:
-        shape: of the input and the output, uint8. The table has 256 bytes.
+        shape: of the input, uint8. The table has 256 bytes.
+        border: what is written around an NHWC output.
     """
     total = prod(shape)
     x = tirx.decl_buffer(tuple(shape), "uint8", name="x")
     table = tirx.decl_buffer((256,), "uint8", name="table")
-    out = tirx.decl_buffer(tuple(shape), "uint8", name="out")
+    if border == NO_BORDER:  # one row of all
+        rows, length, outer = 1, total, tuple(shape)
+    else:
+        n, h, w, c = shape
+        rows, length, outer = n * h, w * c, border.around((n, h, w, c))
+    out = tirx.decl_buffer(outer, "uint8", name="out")
     flat_x = tirx.decl_buffer((total,), "uint8", name="flat_x", data=x.data)
-    flat_out = tirx.decl_buffer((total,), "uint8", name="flat_out", data=out.data)
-    stores: list[tirx.Stmt] = []
-    chunks = total // LOOKUP
+    flat_out = tirx.decl_buffer((prod(outer),), "uint8", name="flat_out", data=out.data)
+    chunks = length // LOOKUP
     per_task = divisor_at_most(chunks, 64) if chunks else 1
+    row, task, step, rest = (tirx.Var(name, "int32") for name in ("row", "task", "step", "rest"))
+    source, target = row * length, row * length
+    if border != NO_BORDER:
+        target = ((row // h * outer[1] + row % h + border.top) * outer[2] + border.left) * c
+    many = tirx.ForKind.PARALLEL if total // 16 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+    stores: list[tirx.Stmt] = []
     if chunks:
-        task, step = tirx.Var("task", "int32"), tirx.Var("step", "int32")
-        place = tirx.Ramp((task * per_task + step) * LOOKUP, 1, LOOKUP)
-        index = tirx.BufferLoad(flat_x, [place])
+        offset = (task * per_task + step) * LOOKUP
+        index = tirx.BufferLoad(flat_x, [_ramp(source + offset, LOOKUP)])
         quarters = [tirx.BufferLoad(table, [tirx.Ramp(q * LOOKUP, 1, LOOKUP)]) for q in range(4)]
         permute = "llvm.x86.avx512.vpermi2var.qi.512"
         low, high = (
@@ -110,20 +152,21 @@ def table_lookup(shape: Sequence[int]) -> tirx.PrimFunc:
             for k in (0, 2)
         )
         in_high = index >= tirx.Broadcast(tirx.const(128, "uint8"), LOOKUP)
-        store = tirx.BufferStore(flat_out, tirx.Select(in_high, high, low), [place])
+        store = tirx.BufferStore(flat_out, tirx.Select(in_high, high, low), [_ramp(target + offset, LOOKUP)])
         inner = tirx.For(step, 0, per_task, tirx.ForKind.SERIAL, store)
-        kind = tirx.ForKind.PARALLEL if total // 16 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+        kind = many if rows == 1 else tirx.ForKind.SERIAL
         stores.append(tirx.For(task, 0, chunks // per_task, kind, inner))
-    if total % LOOKUP:
-        rest = tirx.Var("rest", "int32")
+    if length % LOOKUP:
         position = rest + chunks * LOOKUP
-        value = tirx.BufferLoad(table, [tirx.BufferLoad(flat_x, [position]).astype("int32")])
-        store = tirx.BufferStore(flat_out, value, [position])
-        stores.append(tirx.For(rest, 0, total % LOOKUP, tirx.ForKind.SERIAL, store))
-    body = tirx.SeqStmt(
-        [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat_out, data=out.data), *stores]
-    )
-    return mark_scheduled(tirx.PrimFunc([x, table, out], body).with_attr("tirx.noalias", True))
+        value = tirx.BufferLoad(table, [tirx.BufferLoad(flat_x, [source + position]).astype("int32")])
+        store = tirx.BufferStore(flat_out, value, [target + position])
+        stores.append(tirx.For(rest, 0, length % LOOKUP, tirx.ForKind.SERIAL, store))
+    body: tirx.Stmt = tirx.SeqStmt(stores) if len(stores) > 1 else stores[0]
+    body = tirx.For(row, 0, rows, many if rows > 1 else tirx.ForKind.SERIAL, body)
+    views = [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat_out, data=out.data)]
+    fills = border_fills(flat_out, tuple(shape), border) if border != NO_BORDER else []
+    whole = tirx.SeqStmt([*views, *fills, body])
+    return mark_scheduled(tirx.PrimFunc([x, table, out], whole).with_attr("tirx.noalias", True))
 
 
 INTERLEAVED = 4

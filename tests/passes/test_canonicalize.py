@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from qc_modules import assert_equal, const, make, operators
 from tvm import relax
 
+from qcompiler import reference
 from qcompiler.passes.canonicalize import Canonicalize
 
 IMAGE = ((1, 4, 6, 6), "float32")
@@ -74,3 +78,19 @@ def test_what_has_one_spelling_is_left_alone() -> None:
 
     module = make(build, IMAGE)
     assert_equal(Canonicalize()(module), module)
+
+
+@pytest.mark.parametrize("sections", [2, [1, 4]])
+def test_a_split_becomes_slices(sections: Any) -> None:
+    ends = [0, 3, 6] if sections == 2 else [0, 1, 4, 6]
+
+    def build(emit, x):  # type: ignore[no-untyped-def]
+        parts = emit(relax.op.split(x, sections, axis=-2))
+        return tuple(relax.TupleGetItem(parts, k) for k in reversed(range(len(ends) - 1)))
+
+    after = Canonicalize()(make(build, ((2, 6, 5), "float32")))
+    assert operators(after) == ["relax.strided_slice"] * (len(ends) - 1)
+    x = np.arange(60, dtype=np.float32).reshape(2, 6, 5)
+    got = reference.Interpreter(after).run([x])
+    for value, k in zip(got, reversed(range(len(ends) - 1)), strict=True):
+        np.testing.assert_array_equal(value.array, x[:, ends[k] : ends[k + 1]])

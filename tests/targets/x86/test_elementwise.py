@@ -81,6 +81,36 @@ def concat(name: str, axis: int, *shapes: Shape) -> Case:
     return Case(name, inputs, lambda _, *xs: relax.op.concat(list(xs), axis=axis))
 
 
+def pad(name: str, shape: Shape, *widths: int) -> Case:
+    return Case(name, ((shape, "uint8"),), lambda _, x: relax.op.nn.pad(x, list(widths), "constant", 77.0))
+
+
+def swap(name: str, shape: Shape) -> Case:
+    axes = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+    return Case(name, ((shape, "uint8"),), lambda _, x: relax.op.permute_dims(x, axes))
+
+
+def before_a_window(name: str, shape: Shape, first: str) -> Case:
+    """An operator whose result a convolution pads: its kernel writes the border."""
+    table = np.random.default_rng(1).permutation(256).astype(np.uint8)
+    channels = shape[1]
+    weight = np.random.default_rng(2).integers(-127, 128, (channels, 1, 3, 5)).astype(np.int8)
+    constants = (weight, np.zeros(channels, np.int32), np.full(channels, 0.01, np.float32))
+
+    def build(emit: Any, x: relax.Expr) -> relax.Expr:
+        if first == "lut":
+            y = emit(operators.call("qc.lut", [x, const(table)]))
+        else:
+            y = emit(operators.call("qc.quantize", [x], inv_scale=1.3, zero_point=100, lo=0, hi=255))
+        return operators.call(
+            "qc.conv2d", [y, *(const(c) for c in constants)], strides=[1, 2], padding=[1, 2, 2, 1], dilation=[1, 1],
+            groups=channels, layout="NCHW", pad_value=200, zero_point=100, lo=0, hi=255, residual_shift=0,
+            out_dtype="uint8", accumulator_bound=255 * 127 * 15,
+        )  # fmt: skip
+
+    return Case(name, ((shape, "uint8" if first == "lut" else "float32"),), build, 90.0)
+
+
 IMAGE = (2, 16, 5, 7)
 SUITE = Suite(
     [
@@ -108,6 +138,7 @@ SUITE = Suite(
         quantize_then_pool("quantize to channels last", (1, 3, 8, 9)),
         quantize_then_pool("quantize to channels last, 13 columns", (2, 5, 6, 13)),
         quantize_then_pool("quantize to channels last, 32 columns", (1, 3, 4, 32)),
+        quantize_then_pool("quantize of two channels to channels last", (2, 2, 5, 33)),
         dequantize("dequantize", (3, 7, 11), 0.37, 201),
         dequantize("dequantize to a vector", (64,), 1e-6, 0),
         dequantize("dequantize to huge", (1, 1), 1e36, 255),
@@ -116,6 +147,16 @@ SUITE = Suite(
         lut("lut below a register", (3, 7)),
         lut("lut of 65", (65,)),
         lut("lut of many", (1, 64, 32, 17)),
+        before_a_window("lut before a window", (2, 20, 6, 9), "lut"),
+        before_a_window("lut before a window, whole vectors", (1, 64, 6, 8), "lut"),
+        before_a_window("quantize before a window", (2, 4, 6, 19), "quantize"),
+        before_a_window("quantize of many channels before a window", (1, 8, 6, 9), "quantize"),
+        pad("pad of rows and columns", (2, 4, 5, 24), 0, 0, 1, 2, 3, 0, 0, 0),
+        pad("pad of channels", (1, 4, 5, 3), 0, 0, 0, 0, 0, 0, 1, 1),
+        pad("pad of a matrix", (4, 5), 1, 0, 0, 2),
+        swap("shuffle of two groups", (1, 3, 5, 2, 58)),
+        swap("shuffle of three groups", (2, 3, 1, 3, 20)),
+        swap("transpose of many rows", (7, 9)),
         concat("concat rows", 0, (2, 8), (1, 8), (4, 8)),
         concat("concat last", 1, (3, 8), (3, 5), (3, 64), (3, 1)),
         concat("concat of vectors", 0, (17,), (3,)),
