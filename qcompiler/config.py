@@ -25,6 +25,8 @@ class CompileConfig:
         keep_float: names of operators (``conv2d``) or of modules (``layer1.0.conv1``) left in float.
         embed_reference: store the folded module in the bundle, so that ``verify`` works on it.
         dump_ir: folder that gets one numbered file a pass, or None.
+        tuned: use the tuning logs that come with the compiler.
+        log: a folder with a tuning log to use besides; it comes first.
         progress: show a progress bar for long work.
     """
 
@@ -37,6 +39,8 @@ class CompileConfig:
     keep_float: tuple[str, ...] = ()
     embed_reference: bool = True
     dump_ir: Path | None = None
+    tuned: bool = True
+    log: Path | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -54,3 +58,55 @@ class CompileConfig:
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
         return tuple(f.name for f in fields(cls))
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Options of tuning; the command line's options have the same names.
+
+    Attributes:
+        trials: candidates to measure, at most, all layers together.
+        minutes: minutes to search, at most; None for no limit.
+        layers: only kernels of layers whose name matches this shell pattern, or None for all.
+        jobs: candidates that are built at once.
+        threads: numbers of threads that every candidate is measured at; none for 1 and all physical cores.
+        log: folder of the tuning log; None for ``tuning_logs/TARGET`` below the working directory.
+        min_gain: end when less than this share of the model's time is expected to be saved.
+        batch: candidates of one kernel between two looks at where to go on.
+        seed: of the search.
+        rpc: ``HOST:PORT`` of a TVM RPC tracker whose devices measure, or None for this machine.
+        key: the devices' key at the tracker.
+        rpc_timeout: seconds that a device has for one candidate.
+    """
+
+    trials: int = 200
+    minutes: float | None = None
+    layers: str | None = None
+    jobs: int = 2
+    threads: tuple[int, ...] = ()
+    log: Path | None = None
+    min_gain: float = 0.005
+    batch: int = 8
+    seed: int = 1
+    rpc: str | None = None
+    key: str | None = None
+    rpc_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "jobs", "batch", "seed"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"minutes is {self.minutes}; it must be above 0")
+        if not 0 <= self.min_gain < 1:
+            raise ConfigError(f"min_gain is {self.min_gain}; it must be at least 0 and below 1")
+        if any(t < 1 for t in self.threads):
+            raise ConfigError(f"threads is {self.threads}; give positive numbers")
+        if self.rpc_timeout <= 0:
+            raise ConfigError(f"rpc_timeout is {self.rpc_timeout}; it must be above 0")
+        if (self.rpc is None) != (self.key is None):
+            raise ConfigError("rpc and key go together: the tracker, and the key that its devices have there")
+        if self.rpc is not None:
+            host, _, port = self.rpc.rpartition(":")
+            if not host or not port.isdecimal():
+                raise ConfigError(f"rpc is {self.rpc!r}; give HOST:PORT of the tracker, as in 127.0.0.1:9190")

@@ -9,6 +9,8 @@ QCompilerError
 ├── TargetError         unknown target, or a target that cannot do what is asked
 ├── PassError           a pass left the module in a state the next phase refuses
 ├── BuildError          code generation or linking failed
+├── TuningError         a model cannot be tuned, or candidates cannot be measured
+│   └── TuningLogError  a tuning log is damaged, or made for something else
 ├── BundleError         a bundle is missing files, damaged, or of another format
 │   └── CpuError        the bundle needs CPU features that this machine lacks
 ├── InputError          inputs of a run have the wrong names, shapes, or dtypes
@@ -52,6 +54,14 @@ class PassError(QCompilerError):
 
 class BuildError(QCompilerError):
     """Code generation or linking failed."""
+
+
+class TuningError(QCompilerError):
+    """A model cannot be tuned, or candidates cannot be measured."""
+
+
+class TuningLogError(TuningError):
+    """A tuning log is damaged, or was made for another target or version."""
 
 
 class BundleError(QCompilerError):

@@ -14,9 +14,11 @@ from qcompiler.cli import (
     demo,
     evaluate,
     inspect,
+    logs,
     profile,
     run,
     targets,
+    tune,
     verify,
 )
 from qcompiler.cli.options import UsageError, fail
@@ -29,8 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (compile, run, evaluate, bench, profile, verify, inspect, targets, demo):
+for module in (compile, tune, run, evaluate, bench, profile, verify, inspect, targets, demo):
     app.command(module.__name__.rpartition(".")[2])(module.command)
+app.add_typer(logs.app, name="logs")
 
 
 def main() -> None:
@@ -56,6 +59,6 @@ def _quiet_packages() -> None:
 
 
 def _help_command() -> str:
-    names = {info.name for info in app.registered_commands}
+    names = {*(info.name for info in app.registered_commands), *(info.name for info in app.registered_groups)}
     command = next((argument for argument in sys.argv[1:] if argument in names), None)
     return f"qcompile {command} --help" if command else "qcompile --help"

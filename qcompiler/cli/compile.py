@@ -62,6 +62,13 @@ def command(
         Path | None,
         typer.Option(help="Folder that gets one numbered file a pass.", show_default=False),
     ] = _DEFAULTS.dump_ir,
+    tuned: Annotated[
+        bool, typer.Option("--tuned/--no-log", help="Use the tuning logs that come with the compiler.")
+    ] = _DEFAULTS.tuned,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a tuning log to use besides; it comes first.", show_default=False),
+    ] = _DEFAULTS.log,
     progress: ProgressOption = True,
     json: Json = False,
     traceback: Traceback = False,
@@ -78,6 +85,8 @@ def command(
             keep_float=tuple(keep_float or ()),
             embed_reference=embed_reference,
             dump_ir=dump_ir,
+            tuned=tuned,
+            log=log,
             progress=progress,
         )
         from qcompiler import report
@@ -94,6 +103,9 @@ def command(
             "target": manifest.target_name,
             "size": report.size(size),
             "layers": f"{len(manifest.layers)}, of them tensorized: {tensorized}",
+            "schedules": report.schedules(
+                [layer.schedule for layer in manifest.layers], manifest.tuned_threads
+            ),
         }
         reasons = [(r.operator, r.place, r.reason) for r in manifest.float_operators]
         slow = [(layer.operator, layer.name, layer.reason) for layer in manifest.layers if layer.reason]

@@ -27,6 +27,9 @@ def command(bundle: Bundle, json: Json = False, traceback: Traceback = False) ->
                         f"{name} {getattr(versions, name)}" for name in ("qcompiler", "tvm", "torch")
                     ),
                     "size": report.size(sum(bytes_of.values())),
+                    "schedules": report.schedules(
+                        [layer.schedule for layer in manifest.layers], manifest.tuned_threads
+                    ),
                     "format": str(manifest.format_version),
                 },
             ),
@@ -56,6 +59,7 @@ def command(bundle: Bundle, json: Json = False, traceback: Traceback = False) ->
                     ">MMAC",
                     ">accumulator up to",
                     "instruction",
+                    "schedule",
                     "reason if not",
                 ],
                 [
@@ -67,6 +71,7 @@ def command(bundle: Bundle, json: Json = False, traceback: Traceback = False) ->
                         f"{layer.macs / 1e6:.2f}" if layer.macs else "-",
                         "-" if layer.accumulator_bound is None else f"{layer.accumulator_bound:,}",
                         f"{layer.instruction} x {layer.instruction_count}" if layer.instruction else "-",
+                        layer.schedule or "-",
                         layer.reason or "",
                     )
                     for layer in manifest.layers

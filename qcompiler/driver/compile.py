@@ -22,8 +22,10 @@ from qcompiler._version import __version__
 from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle, disassembly
 from qcompiler.driver.float_operators import float_operators
+from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
-from qcompiler.errors import BuildError, CalibrationError, ConfigError, TargetError
+from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
+from qcompiler.errors import BuildError, CalibrationError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
 from qcompiler.passes import pipeline
@@ -79,12 +81,13 @@ def compile_model(
         QCompilerError: the class says what kind of fault, the message what to do.
     """
     target = registry.resolve(config.target)
-    program = _program(model, example_inputs)
-    quantized, refused = _quantized(program, target, config, calibration)
-    return _build(quantized, refused, target, config, Path(output))
+    scheduler = TunedScheduler(open_logs(target, config), registry.to_tvm(target, cores=1))
+    program = program_of(model, example_inputs)
+    quantized, refused = quantized_program(program, target, config, calibration)
+    return _build(quantized, refused, target, scheduler, config, Path(output))
 
 
-def _program(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
+def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
     if isinstance(model, torch.nn.Module):
         if example_inputs is None:
             raise ConfigError(
@@ -96,7 +99,7 @@ def _program(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> E
     return capture.check(model) if isinstance(model, ExportedProgram) else capture.resolve(str(model))
 
 
-def _quantized(
+def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
     if capture.is_quantized(program):
@@ -118,24 +121,20 @@ def _quantized(
     return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
 
 
-def kernels(target: Target) -> dict[str, Any]:
-    """What the target's family offers to the passes, as arguments of ``pipeline.to_physical``."""
-    if target.family == "x86":
-        from qcompiler.targets.x86.lowering import BORDERS, LOWERINGS
-
-        return {"lowerings": LOWERINGS, "borders": BORDERS}
-    raise TargetError(
-        f"target {target.name} is of the family {target.family}, which has no kernels yet; allowed: x86"
-    )
-
-
 def _build(
-    program: ExportedProgram, refused: list[FloatRecord], target: Target, config: CompileConfig, output: Path
+    program: ExportedProgram,
+    refused: list[FloatRecord],
+    target: Target,
+    scheduler: TunedScheduler,
+    config: CompileConfig,
+    output: Path,
 ) -> CompileResult:
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
     tvm_target = registry.to_tvm(target, cores=1)
-    physical = pipeline.to_physical(integer.module, target, tvm_target, dump=dump, **kernels(target))
+    physical = pipeline.to_physical(
+        integer.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
+    )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
@@ -153,6 +152,7 @@ def _build(
                 platform.python_version(),
             ),
             layers=tuple(_record(layer, counts) for layer in physical.layers),
+            tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=float_operators(integer.module, integer.notes, refused),
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
@@ -197,7 +197,7 @@ def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
     return LayerRecord(
         name=layer.name, operator=layer.operator, dtype=layer.dtype, output_shape=layer.shape, macs=layer.macs,
         accumulator_bound=layer.accumulator_bound, instruction=layer.instruction, instruction_count=count,
-        reason=layer.reason, function=layer.kernel,
+        reason=layer.reason, function=layer.kernel, schedule=layer.schedule,
     )  # fmt: skip
 
 

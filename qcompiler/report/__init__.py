@@ -3,16 +3,18 @@
 from qcompiler.report.bars import Progress, progress
 from qcompiler.report.encode import to_json
 from qcompiler.report.tables import facts, show, table
-from qcompiler.report.units import decibels, gmacs, milliseconds, percent, size
+from qcompiler.report.units import decibels, gmacs, microseconds, milliseconds, percent, schedules, size
 
 __all__ = [
     "Progress",
     "decibels",
     "facts",
     "gmacs",
+    "microseconds",
     "milliseconds",
     "percent",
     "progress",
+    "schedules",
     "show",
     "size",
     "table",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 ABSENT = "-"
 
@@ -39,6 +41,23 @@ def size(count: int) -> str:
         value /= 1000
         units.pop(0)
     return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def microseconds(seconds: float | None) -> str:
+    """A time in seconds as ``58.3 us``."""
+    return ABSENT if seconds is None else f"{seconds * 1e6:.1f} us"
+
+
+def schedules(origins: Iterable[str | None], threads: Sequence[int]) -> str:
+    """Where layers' schedules come from, as ``12 tuned (1 and 2 threads), 3 default``."""
+    counts = Counter(origin for origin in origins if origin is not None)
+    measured = f" ({' and '.join(map(str, threads))} threads)" if threads else ""
+    parts = [
+        f"{counts[origin]} {origin}{measured if origin == 'tuned' else ''}"
+        for origin in ("tuned", "transferred", "default")
+        if counts[origin]
+    ]
+    return ", ".join(parts) or ABSENT
 
 
 def _magnitude(value: float) -> int:

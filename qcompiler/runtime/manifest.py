@@ -16,7 +16,7 @@ import numpy as np
 
 from qcompiler.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the bundle's format; a reader refuses every other one."""
 
 MANIFEST_NAME = "manifest.json"
@@ -82,6 +82,8 @@ class LayerRecord:
         instruction_count: how often ``instruction`` stands in the disassembly of ``function``.
         reason: why it is not tensorized; None if it is, or if it has nothing to tensorize.
         function: name of its kernel in the library; empty where it has none of its own.
+        schedule: where its kernel's schedule comes from: ``tuned``, ``transferred`` from a similar kernel's, or
+            ``default``; None for a kernel with one schedule only.
     """
 
     name: str
@@ -94,6 +96,7 @@ class LayerRecord:
     instruction_count: int = 0
     reason: str | None = None
     function: str = ""
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("macs", "instruction_count"):
@@ -152,6 +155,8 @@ class Manifest:
         versions: versions of what made the bundle.
         layers: operators of the compiled model, in the order they run.
         float_operators: operators left in float.
+        tuned_threads: numbers of threads that tuned kernels were measured at; none if no kernel is tuned. The library
+            runs on any number.
         alternatives: targets of the same family, fastest first, for the message to a CPU that lacks features.
         files: SHA-256, in hexadecimal, of every file of the bundle but the manifest, by relative path.
         format_version: version of the bundle's format.
@@ -163,6 +168,7 @@ class Manifest:
     versions: Versions
     layers: tuple[LayerRecord, ...] = ()
     float_operators: tuple[FloatRecord, ...] = ()
+    tuned_threads: tuple[int, ...] = ()
     alternatives: tuple[TargetNeeds, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -68,8 +68,8 @@ class TestRefusal:
 
     def test_other_format(self, bundle: Path) -> None:
         text = (bundle / "manifest.json").read_text()
-        (bundle / "manifest.json").write_text(text.replace('"format_version": 1', '"format_version": 2'))
-        with pytest.raises(BundleError, match="has format 2; this qcompiler reads format 1"):
+        (bundle / "manifest.json").write_text(text.replace('"format_version": 2', '"format_version": 3'))
+        with pytest.raises(BundleError, match="has format 3; this qcompiler reads format 2"):
             load(bundle)
 
     @pytest.mark.parametrize("name", ["README.md", "model.so", "lib/libtvm_runtime.so"])
