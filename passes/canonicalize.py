@@ -77,7 +77,8 @@ class _Canonicalize(Rewriter):
     def _slices(self, new: relax.Call, old: relax.Call) -> relax.Expr:
         """The parts of a split, each a slice: an operator of one result, which every later pass knows."""
         axis = int(old.attrs.axis) % len(dims(new.args[0]))
-        parts, first = [], 0
+        parts: list[relax.Var] = []
+        first = 0
         for field in old.ty.fields:
             extent = int(field.shape[axis])
             part = relax.op.strided_slice(new.args[0], [axis], [first], [first + extent])

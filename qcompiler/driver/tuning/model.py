@@ -49,6 +49,10 @@ def tune_model(
         QCompilerError: as when compiling.
     """
     target = registry.resolve(config.target)
+    if tuning.rpc is not None and not tuning.threads:
+        raise ConfigError(
+            "threads is not given; with rpc give the numbers of threads of the devices: --threads 1,4"
+        )
     threads = tuple(sorted(set(tuning.threads or (1, default_threads()))))
     make_fleet = _fleet(target, threads, tuning, say)
     # A log for something else is found out before the model is calibrated.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from qcompiler.driver.tuning import light
@@ -33,6 +34,61 @@ def run_here(job: Any) -> Any:
     from qcompiler.driver.tuning import trial
 
     return trial.run(job, _Here())
+
+
+SESSION_LOST = "session lost"
+"""What the message of an error begins with that may be the device's fault: it may be tried on another."""
+
+
+def run_there(job: Any, url: str, port: int, key: str, timeout: int) -> Any:
+    """Checks and times libraries on a device.
+
+    Args:
+        job: the libraries.
+        url: the device's host.
+        port: the device's port.
+        key: the session's key, which the tracker gave.
+        timeout: seconds that the device gives the session.
+
+    Raises:
+        RuntimeError: the session ended before there was an answer.
+    """
+    from tvm import rpc
+
+    from qcompiler.driver.tuning import trial
+
+    try:
+        board = _There(rpc.connect(url, port, key, timeout))
+        return trial.run(job, board)
+    except _RefusedError as error:
+        raise RuntimeError(str(error)) from error
+    except Exception as error:  # TVM raises errors of several classes for a connection that breaks
+        raise RuntimeError(f"{SESSION_LOST}: {str(error).strip().splitlines()[-1:]}") from error
+
+
+class _RefusedError(Exception):
+    """The device is fine, and cannot do what is asked."""
+
+
+class _There:
+    """A device as a machine."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.device = session.cpu()
+
+    def load(self, library: str) -> Any:
+        self._session.upload(library)
+        return self._session.load_module(os.path.basename(library))
+
+    def use_threads(self, threads: int) -> None:
+        self._session.get_function("runtime.config_threadpool")(1, threads)
+        actual = int(self._session.get_function("runtime.NumThreads")())
+        if actual != threads:
+            raise _RefusedError(
+                f"the device has workers for {actual} threads, not {threads}; start its server with "
+                f"TVM_NUM_THREADS={threads}"
+            )
 
 
 class _Here:
