@@ -141,7 +141,7 @@ def test_a_bad_key_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(TuningLogError, match="is no tuning log"):
         logs.read(tmp_path)
     (tmp_path / KEY).write_text(text)
-    with pytest.raises(TuningLogError, match="cannot be read|has format 9"):
+    with pytest.raises(TuningLogError, match=r"cannot be read|has format 9"):
         logs.read(tmp_path)
 
 
