@@ -15,6 +15,8 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from qcompiler.driver.kernels import register
+from qcompiler.driver.tuning import cost
 from qcompiler.driver.tuning import log as logs
 from qcompiler.driver.tuning.decisions import key, plain
 from qcompiler.driver.tuning.log import (
@@ -28,8 +30,9 @@ from qcompiler.driver.tuning.log import (
     TuningLog,
 )
 from qcompiler.driver.tuning.neutral import NAME, OPERATOR
-from qcompiler.driver.tuning.writer import choice_line, create, differences, locked, record_line
+from qcompiler.driver.tuning.writer import choice_line, create, differences, locked, record_line, replace_file
 from qcompiler.errors import TuningLogError
+from qcompiler.targets import registry
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def merge(folders: Sequence[Path], output: Path) -> Written:
     """Writes a new log with everything in ``folders``; equal schedules of a kernel once, with the smaller time.
 
     Where two logs chose differently for a kernel, the choice with the larger gain over the default counts. The cost model
-    is that of the log with the most records.
+    learns from all of them; if that is too little, it is that of the log with the most records.
 
     Raises:
         TuningLogError: the logs are for different things, or ``output`` is not empty.
@@ -135,6 +138,11 @@ def merge(folders: Sequence[Path], output: Path) -> Written:
                 whole.add(module, log.records.get(index, []), log.choices.get(index))
     largest = max(read, key=lambda log: sum(map(len, log.records.values())))
     written = _write_new(whole, output, largest.folder / MODEL)
+    target = registry.resolve(str(whole.key.target["name"]))
+    register(target)
+    learned = cost.learn(logs.read(output), registry.to_tvm(target, 1))
+    if learned is not None:
+        replace_file(output / MODEL, learned)
     return Written(output, len(whole.kernels), written, tuple(fault for log in read for fault in log.faults))
 
 
@@ -263,6 +271,4 @@ def _write_new(whole: _Whole, output: Path, model: Path) -> int:
 
 def _tvm_target(log_key: Key) -> object:
     """What records name as their target."""
-    from qcompiler.targets import registry
-
     return plain(registry.to_tvm(registry.resolve(str(log_key.target["name"])), 1).export())

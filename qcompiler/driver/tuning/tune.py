@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import tvm
 
 from qcompiler.config import TuneConfig
+from qcompiler.driver.kernels import register
 from qcompiler.driver.tuning import cost, gains
 from qcompiler.driver.tuning.decisions import TraceJson, key, plain
 from qcompiler.driver.tuning.fleet import closing
-from qcompiler.driver.tuning.log import MODEL, Choice, Record, TuningLog
+from qcompiler.driver.tuning.log import Choice, Record, TuningLog
 from qcompiler.driver.tuning.search import Candidate, Search
 from qcompiler.driver.tuning.tasks import Prepared, Task, file_name, prepare
 from qcompiler.driver.tuning.trial import Build, Run, Timing
@@ -145,6 +146,7 @@ class _Tuning:
         self.target, self.tvm_target, self.writer, self.fleet = target, tvm_target, writer, fleet
         self.threads, self.config, self.say, self.scratch = threads, config, say, scratch
         self.start = time.monotonic()
+        register(target)  # records of other models, too, are replayed
         self.model = cost.make()
         self.config_json: dict[str, Any] = plain(tvm_target.export())
         self.trials = self.failed = self.wrong = self.reused = 0
@@ -164,8 +166,9 @@ class _Tuning:
             )
         reason = self._search(working)
         self._settle(working)
-        if cost.save(self.model, self.writer.folder / MODEL):
-            log.info("cost model saved in %s", self.writer.folder / MODEL)
+        learned = cost.learn(self.writer.read(), self.tvm_target)
+        if learned is not None:
+            self.writer.save_model(learned)
         return self._result(working, reason)
 
     def _state(self, task: Task, index: int, before: TuningLog) -> _State:

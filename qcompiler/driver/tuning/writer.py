@@ -21,7 +21,17 @@ import tvm_ffi
 
 from qcompiler.driver.tuning import log as logs
 from qcompiler.driver.tuning.decisions import plain
-from qcompiler.driver.tuning.log import CHOICES, KEY, RECORDS, WORKLOADS, Choice, Key, Record, TuningLog
+from qcompiler.driver.tuning.log import (
+    CHOICES,
+    KEY,
+    MODEL,
+    RECORDS,
+    WORKLOADS,
+    Choice,
+    Key,
+    Record,
+    TuningLog,
+)
 from qcompiler.errors import TuningLogError
 
 
@@ -68,6 +78,10 @@ class LogWriter:
         """Sets the schedule to use for a kernel."""
         with locked(self.folder):
             append_line(self.folder / CHOICES, choice_line(self._index(module), choice))
+
+    def save_model(self, data: bytes) -> None:
+        """Puts the cost model in its place, as a whole file."""
+        replace_file(self.folder / MODEL, data)
 
     def _index(self, module: tvm.IRModule) -> int:
         """The number of a kernel's line, which is written if there is none; the lock is held."""
@@ -136,6 +150,19 @@ def append_line(path: Path, value: Any) -> None:
         ) from error
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file beside ``path``, then puts it there."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "wb", dir=path.parent, prefix=f".{path.name}-", delete=False
+        ) as file:
+            file.write(data)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise TuningLogError(f"{path} cannot be written: {error}") from error
 
 
 def differences(there: Key, wanted: Key) -> str:

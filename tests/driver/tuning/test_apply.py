@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tvm_ffi
 from small_tuning import TARGET, TVM_TARGET, module, physical, tasks, writer
@@ -15,8 +16,9 @@ from qcompiler.config import CompileConfig
 from qcompiler.driver.tuning import apply, cost
 from qcompiler.driver.tuning import log as logs
 from qcompiler.driver.tuning.apply import TunedScheduler, distance, log_folder, open_logs
-from qcompiler.driver.tuning.decisions import to_json
+from qcompiler.driver.tuning.decisions import fit, key, samples, to_json
 from qcompiler.driver.tuning.log import KEY, MODEL, Record
+from qcompiler.driver.tuning.tasks import Task, extract
 from qcompiler.errors import TuningLogError
 from qcompiler.targets.workload import finish, sketched
 
@@ -72,6 +74,52 @@ def test_unknown_kernels_take_decisions_that_the_cost_model_likes(
     monkeypatch.setattr(cost, "SavedModel", Model)
     origins, _ = schedule(tuned, width=14)
     assert set(origins) == {origin}
+
+
+def planted(trace: Any) -> float:
+    """Seconds that fall with the columns of a tile."""
+    return 1e-5 * (1 + 4 / float(samples(trace)[0].value[-1]))
+
+
+def variants(task: Task, width: int) -> list[Any]:
+    """Traces of every sketch with every tile of columns that divides ``width``."""
+    found = {}
+    for index in range(len(task.neutral.sketches)):
+        instructions, ((first, _), *others) = to_json(sketched(task.neutral, index).trace)
+        for inner in (d for d in range(1, width + 1) if width % d == 0):
+            fitted = fit(task.neutral, [instructions, [[first, [width // inner, inner]], *others]])
+            assert fitted is not None
+            trace = to_json(fitted.schedule.trace)
+            found[key(trace)] = trace
+    return list(found.values())
+
+
+def test_the_cost_model_learns_from_a_log_and_ranks_kernels_that_it_does_not_know(tmp_path: Path) -> None:
+    made = writer(tmp_path)
+    for task in tasks():
+        for trace in variants(task, 12):
+            made.append(task.neutral.module, Record(trace, (planted(trace),)))
+    learned = cost.learn(logs.read(tmp_path), TVM_TARGET)
+    assert learned is not None
+    made.save_model(learned)
+    model = cost.SavedModel(tmp_path / MODEL, TVM_TARGET)
+    for task in extract(physical(module(width=18))):
+        traces = variants(task, 18)
+        fitted = [fit(task.neutral, trace) for trace in traces]
+        scores = np.asarray(model.scores([f.schedule for f in fitted if f is not None]))
+        times = np.asarray([planted(trace) for trace in traces])
+        assert len(scores) == len(times)
+        assert np.corrcoef(scores.argsort().argsort(), (-times).argsort().argsort())[0, 1] > 0.5
+
+
+def test_a_damaged_cost_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MODEL).write_bytes(b"no trees")
+    with pytest.raises(TuningLogError, match="remove it, or tune again"):
+        cost.SavedModel(tmp_path / MODEL, TVM_TARGET)
+
+
+def test_too_little_to_learn_from(tuned: Path) -> None:
+    assert cost.learn(logs.read(tuned), TVM_TARGET) is None
 
 
 def test_a_record_that_does_not_fit_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
