@@ -24,7 +24,7 @@ from tvm import relax
 from qcompiler import operators
 from qcompiler.passes.graph import Rewriter, ints, op_name
 from qcompiler.targets.base import Target
-from qcompiler.targets.borders import Borders
+from qcompiler.targets.borders import QUANTIZE_TO_NHWC, Borders
 
 
 class ExposePadding:
@@ -49,10 +49,6 @@ def producer(rewriter: Rewriter, old: relax.Expr) -> str:
     ):
         return QUANTIZE_TO_NHWC
     return op_name(value)
-
-
-QUANTIZE_TO_NHWC = "quantize_to_nhwc"
-"""Name of a quantize node whose NCHW result is wanted in NHWC."""
 
 
 class _ExposePadding(Rewriter):

@@ -25,10 +25,10 @@ from tvm import relax, tirx
 from tvm.ir import Constant
 
 from qcompiler.operators import INTEGER_OPERATORS
-from qcompiler.passes.expose_padding import QUANTIZE_TO_NHWC, producer
-from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, ints, op_name
+from qcompiler.passes.expose_padding import producer
+from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, op_name
 from qcompiler.targets.base import Target
-from qcompiler.targets.borders import Border, Borders, write_border
+from qcompiler.targets.borders import QUANTIZE_TO_NHWC, Border, Borders, border_of, write_border
 from qcompiler.targets.workload import Origin, Scheduled, Scheduler, Workload, default_schedule
 
 
@@ -128,8 +128,8 @@ class _LowerInteger(Rewriter):
         self.options = options
         self.layers: list[Layer] = []
         self.tunable: dict[str, Tunable] = {}
-        self.bordered: dict[relax.Var, relax.Call] = {}
-        """Calls of ``nn.pad`` that the producers of their operands write, by these operands."""
+        self.bordered: dict[relax.Var, Border] = {}
+        """The borders of calls of ``nn.pad`` that the producers of their operands write, by these operands."""
         self.scheduled: dict[int, list[tuple[tirx.PrimFunc, Scheduled]]] = {}
 
     def prepare(self) -> None:
@@ -139,13 +139,10 @@ class _LowerInteger(Rewriter):
                 op_name(value) == "relax.nn.pad"
                 and self.uses[value.args[0]] == 1
                 and producer(self, value.args[0]) in producers
-                and dtype(value) == "uint8"
-                and value.attrs.pad_mode == "constant"
-                and len(dims(value)) == 4
-                and ints(value.attrs.pad_width)[:2] == ints(value.attrs.pad_width)[6:] == (0, 0)
-                and min(ints(value.attrs.pad_width)) >= 0
             ):
-                self.bordered[value.args[0]] = value
+                border = border_of(value)
+                if border is not None:
+                    self.bordered[value.args[0]] = border
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         name = op_name(value)
@@ -185,7 +182,7 @@ class _LowerInteger(Rewriter):
         scheduled, tunable = self._scheduled(kernel.kernel)
         function, shape = scheduled.function, dims(old)
         if var in self.bordered:
-            border = _border(self.bordered[var])
+            border = self.bordered[var]
             shape = border.around(shape)
             function = kernel.with_border(border) if kernel.with_border else write_border(function, border)
         function = self.builder.add_func(function, f"qc_{operator}")
@@ -214,12 +211,6 @@ class _LowerInteger(Rewriter):
         scheduled = scheduler(kernel)
         alike.append((kernel.function, scheduled))
         return scheduled, kernel if kernel.tunable else None
-
-
-def _border(pad: relax.Call) -> Border:
-    """The border that a call of ``nn.pad`` puts around an NHWC tensor of bytes."""
-    widths = ints(pad.attrs.pad_width)
-    return Border(widths[2], widths[4], widths[3], widths[5], int(float(pad.attrs.pad_value)))
 
 
 def macs(call: relax.Call) -> int:

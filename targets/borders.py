@@ -27,8 +27,28 @@ class Border:
         n, h, w, c = shape
         return n, h + self.top + self.bottom, w + self.left + self.right, c
 
+    def row_start(self, shape: tuple[int, ...], row: tirx.Expr) -> tirx.Expr:
+        """Where row ``row`` of a tensor of ``shape``, counted over all images, begins in the flat padded tensor."""
+        _, h, _, c = shape
+        _, rows, columns, _ = self.around(shape)
+        return ((row // h * rows + row % h + self.top) * columns + self.left) * c
+
 
 NO_BORDER = Border(0, 0, 0, 0, 0)
+
+
+QUANTIZE_TO_NHWC = "quantize_to_nhwc"
+"""Name of a quantize node whose NCHW result is wanted in NHWC, among the operators of a target."""
+
+
+def border_of(pad: relax.Call) -> Border | None:
+    """The border that a call of ``nn.pad`` puts around an NHWC tensor of bytes; None for any other padding."""
+    widths = tuple(int(w) for w in pad.attrs.pad_width)
+    if str(pad.ty.dtype) != "uint8" or len(widths) != 8 or str(pad.attrs.pad_mode) != "constant":
+        return None
+    if any(widths[:2]) or any(widths[6:]) or min(widths) < 0:
+        return None
+    return Border(widths[2], widths[4], widths[3], widths[5], int(float(pad.attrs.pad_value)))
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,11 @@ def write_border(function: tirx.PrimFunc, border: Border) -> tirx.PrimFunc:
     fills = [tirx.DeclBuffer(flat, data=outer.data), *border_fills(flat, shape, border)]
     whole = tirx.SeqStmt([*fills, tirx.DeclBuffer(view, data=outer.data), body])
     return tirx.PrimFunc([*function.params[:-1], outer], in_root_block(whole), attrs=function.attrs)
+
+
+def sequence(statements: list[tirx.Stmt]) -> tirx.Stmt:
+    """Statements one after the other; one alone stands for itself."""
+    return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
 
 
 def in_root_block(body: tirx.Stmt) -> tirx.Stmt:

@@ -68,19 +68,10 @@ Scheduler = Callable[[Workload], Scheduled]
 
 
 def sketched(workload: Workload, index: int) -> Schedule:
-    """The schedule of sketch ``index`` with its own decisions.
-
-    The trace begins with a sample from the one candidate ``index``, so that a record tells its sketch.
-    """
+    """The schedule of sketch ``index`` with its own decisions."""
     sch = Schedule(workload.module)
-    sch.sample_categorical([index], [1.0], decision=0)
     workload.sketches[index](sch)
     return sch
-
-
-def kernel_of(kernel: Workload | tirx.PrimFunc) -> tirx.PrimFunc:
-    """``kernel`` itself if it is scheduled, or with its default schedule."""
-    return default_schedule(kernel).function if isinstance(kernel, Workload) else kernel
 
 
 def default_schedule(workload: Workload) -> Scheduled:

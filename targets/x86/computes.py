@@ -7,7 +7,7 @@ schedules hold on to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import te, tirx
 from tvm.ir import Expr
@@ -85,6 +85,12 @@ class ConvShape:
     def out_width(self) -> int:
         pads = self.padding[1] + self.padding[3]
         return window_extent(self.width, self.kernel[1], self.strides[1], pads, self.dilation[1])
+
+    def on_padded_input(self) -> ConvShape:
+        """The same convolution of an input that is padded already."""
+        top, left, bottom, right = self.padding
+        height, width = self.height + top + bottom, self.width + left + right
+        return replace(self, height=height, width=width, padding=(0, 0, 0, 0))
 
     @property
     def pointwise(self) -> bool:

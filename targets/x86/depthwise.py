@@ -20,11 +20,12 @@ from tvm.ir import Expr
 from tvm.s_tir import Schedule
 
 from qcompiler.targets.base import Target
+from qcompiler.targets.borders import sequence
 from qcompiler.targets.workload import GENERATOR, generator
 from qcompiler.targets.x86 import schedules
-from qcompiler.targets.x86.computes import ConvShape, Epilogue, Kernel, Requantization, round_half_even
+from qcompiler.targets.x86.computes import ConvShape, Kernel, Requantization, round_half_even
 from qcompiler.targets.x86.layouts import ceil_div
-from qcompiler.targets.x86.schedules import PARALLEL_MINIMUM
+from qcompiler.targets.x86.schedules import loop_kind
 
 WORD = 4
 """Bytes of a lane: rows of a window that one instruction covers."""
@@ -75,12 +76,11 @@ def vectors(channels: int, lanes: int) -> int:
     return sum(len(run.vectors) for run in channel_runs(channels, lanes))
 
 
-def supports(shape: ConvShape, epilogue: Epilogue, target: Target) -> bool:
-    """Whether the kernel exists: the instruction is there, channels fill words, and the window's taps are few."""
+def supports(shape: ConvShape, target: Target) -> bool:
+    """Whether the kernel exists: no padding, the instruction, channels that fill words, and a window of few taps."""
     window = shape.kernel[0] * shape.kernel[1]
-    if any(shape.padding) or epilogue.requantization is None or epilogue.residual_shift is not None:
-        return False
-    return target.instruction == "vpdpbusd" and shape.in_channels % 4 == 0 and 2 <= window <= 64
+    vnni = target.instruction == "vpdpbusd"
+    return vnni and not any(shape.padding) and shape.in_channels % 4 == 0 and 2 <= window <= 64
 
 
 def pack_weight(weight: NDArray[np.int8], lanes: int) -> NDArray[np.int8]:
@@ -90,16 +90,11 @@ def pack_weight(weight: NDArray[np.int8], lanes: int) -> NDArray[np.int8]:
     rows = np.zeros((channels, chunks * WORD, kw), np.int8)
     rows[:, :kh] = weight[:, 0]
     words = rows.reshape(channels, chunks, WORD, kw).transpose(0, 3, 1, 2)
-    return _in_order(words, lanes).transpose(0, 2, 3, 1, 4).copy()
+    return pack_channels(words, lanes).transpose(0, 2, 3, 1, 4).copy()
 
 
 def pack_channels(values: NDArray[Any], lanes: int) -> NDArray[Any]:
-    """Packs one value a channel to ``[V, lanes]``."""
-    return _in_order(values, lanes)
-
-
-def _in_order(values: NDArray[Any], lanes: int) -> NDArray[Any]:
-    """``values[C, ...]`` as ``[V, lanes, ...]``; lanes without a channel are zero."""
+    """Packs ``[C, ...]`` values of channels to ``[V, lanes, ...]``; lanes without a channel are zero."""
     runs = channel_runs(values.shape[0], lanes)
     packed = np.zeros((vectors(values.shape[0], lanes), lanes, *values.shape[1:]), values.dtype)
     for run in runs:
@@ -269,12 +264,11 @@ def depthwise_vnni(shape: ConvShape, last: Requantization, lanes: int, tile: int
     else:
         if whole:
             block = tirx.Var("block", "int32")
-            inner = _sequence(row_of(task // oh, task % oh, whole[0], block))
+            inner = sequence(row_of(task // oh, task % oh, whole[0], block))
             body.append(tirx.For(block, 0, len(whole), tirx.ForKind.SERIAL, inner))
         for run in rest:
             body += row_of(task // oh, task % oh, run, 0)
-    kind = tirx.ForKind.PARALLEL if cycles(shape, lanes) >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
-    loop = tirx.For(task, 0, tasks, kind, _sequence(body))
+    loop = tirx.For(task, 0, tasks, loop_kind(cycles(shape, lanes)), sequence(body))
     return tirx.PrimFunc([x, weight, bias, multiplier, out], loop).with_attr("tirx.noalias", True)
 
 
@@ -282,10 +276,6 @@ def cycles(shape: ConvShape, lanes: int) -> int:
     """What the kernel takes on one core, about: dot products, interleaving and the last step."""
     outputs = prod((shape.batch, shape.out_height, shape.out_width, shape.out_channels)) // lanes
     return outputs * (shape.kernel[1] * ceil_div(shape.kernel[0], WORD) + 6)
-
-
-def _sequence(statements: list[tirx.Stmt]) -> tirx.Stmt:
-    return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
 
 
 NAME = "qc.x86.depthwise_vnni"

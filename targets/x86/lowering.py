@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ from tvm.ir import Constant
 from tvm.s_tir import Schedule
 
 from qcompiler.targets.base import Target
-from qcompiler.targets.borders import NO_BORDER, Border, Borders
+from qcompiler.targets.borders import NO_BORDER, QUANTIZE_TO_NHWC, Border, Borders, border_of
 from qcompiler.targets.workload import Workload
 from qcompiler.targets.x86 import (
     computes,
@@ -202,7 +202,7 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     if not shape.depthwise:
         return _lower_dense_conv(call, shape, weight, pad_value, target, matrix=False)
     epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
-    if depthwise.supports(shape, epilogue, target):
+    if _is_depthwise_vnni(call, shape, target):
         return _lower_depthwise_vnni(call, shape, weight, epilogue, target)
     lanes = decisions.choose_lanes(target, shape.out_channels)
     packed = layouts.pack_depthwise_weight(weight, lanes)
@@ -221,6 +221,12 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     )
     args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], lanes)]
     return Lowered(workload, args, None, "depthwise: one product a channel and tap, no sum for a dot product")
+
+
+def _is_depthwise_vnni(call: relax.Call, shape: computes.ConvShape, target: Target) -> bool:
+    """Whether a convolution, computed with ``shape``, takes the depthwise kernel with dot products."""
+    plain = str(call.attrs["out_dtype"]) == "uint8" and len(call.args) <= 4  # no residual
+    return plain and shape.depthwise and depthwise.supports(shape, target)
 
 
 def _lower_depthwise_vnni(
@@ -391,42 +397,29 @@ def lower_quantize_to_nhwc(call: relax.Call, target: Target) -> Lowered:
 
 def reads_padded(call: relax.Call, target: Target) -> bool:
     """Whether the kernel of a convolution reads a padded input as it is, without a copy of its own."""
-    shape = conv_shape(call)
-    top, left, bottom, right = shape.padding
-    height, width = shape.height + top + bottom, shape.width + left + right
-    padded = replace(shape, height=height, width=width, padding=(0, 0, 0, 0))
+    shape = conv_shape(call).on_padded_input()
+    if _is_depthwise_vnni(call, shape, target):
+        return True
     epilogue = computes.Epilogue(None, None)
     if shape.depthwise:
-        last = computes.Epilogue(computes.Requantization(0, 0, 255, True), None)
-        return (
-            depthwise.supports(padded, last, target)
-            or not _depthwise_kernel(padded, target, epilogue, 0).padded
-        )
-    return not _plan(padded, target, matrix=False).kernel(padded, epilogue, 0, matrix=False).padded
+        return not _depthwise_kernel(shape, target, epilogue, 0).padded
+    return not _plan(shape, target, matrix=False).kernel(shape, epilogue, 0, matrix=False).padded
 
 
 def needs_padded(call: relax.Call, target: Target) -> bool:
     """Whether a convolution's kernel is so much better on a padded input that a copy is worth it."""
-    shape = conv_shape(call)
-    last = computes.Epilogue(computes.Requantization(0, 0, 255, True), None)
-    plain = str(call.attrs["out_dtype"]) == "uint8" and len(call.args) <= 4
-    return (
-        plain and shape.depthwise and depthwise.supports(replace(shape, padding=(0, 0, 0, 0)), last, target)
-    )
+    return _is_depthwise_vnni(call, conv_shape(call).on_padded_input(), target)
 
 
 def lower_pad(call: relax.Call, target: Target) -> Lowered | None:
     """Constant padding of rows and columns of an NHWC tensor of bytes; any other is TVM's."""
-    shape, widths = dims(call.args[0]), ints(call.attrs.pad_width)
-    if str(call.ty.dtype) != "uint8" or len(shape) != 4 or str(call.attrs.pad_mode) != "constant":
+    border = border_of(call)
+    if border is None:
         return None
-    if any(widths[:2]) or any(widths[6:]) or min(widths) < 0:
-        return None
-    border = Border(widths[2], widths[4], widths[3], widths[5], int(float(call.attrs.pad_value)))
-    return Lowered(movement.pad(shape, border, target.vector_bits // 8), [call.args[0]])
+    return Lowered(movement.pad(dims(call.args[0]), border, target.vector_bits // 8), [call.args[0]])
 
 
-BORDERS = Borders(frozenset({"qc.conv2d", "qc.lut", "quantize_to_nhwc"}), reads_padded, needs_padded)
+BORDERS = Borders(frozenset({"qc.conv2d", "qc.lut", QUANTIZE_TO_NHWC}), reads_padded, needs_padded)
 """What x86 does about padding."""
 
 LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
@@ -442,6 +435,6 @@ LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
     "relax.concat": lower_concat,
     "relax.nn.pad": lower_pad,
     "relax.permute_dims": lower_permute_dims,
-    "quantize_to_nhwc": lower_quantize_to_nhwc,
+    QUANTIZE_TO_NHWC: lower_quantize_to_nhwc,
 }
 """The operators that x86 has kernels for; a lowering gives None for a call that it leaves to TVM."""

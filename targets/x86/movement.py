@@ -8,11 +8,11 @@ from math import prod
 from tvm import tirx
 from tvm.ir import Expr
 
-from qcompiler.targets.borders import NO_BORDER, Border, border_fills, in_root_block
+from qcompiler.targets.borders import NO_BORDER, Border, border_fills, in_root_block, sequence
 from qcompiler.targets.workload import mark_scheduled
 from qcompiler.targets.x86.computes import Requantization
 from qcompiler.targets.x86.decisions import divisor_at_most
-from qcompiler.targets.x86.schedules import PARALLEL_MINIMUM
+from qcompiler.targets.x86.schedules import loop_kind
 
 
 def concat_last(shapes: Sequence[Sequence[int]], vector: int) -> tirx.PrimFunc:
@@ -27,21 +27,20 @@ def concat_last(shapes: Sequence[Sequence[int]], vector: int) -> tirx.PrimFunc:
     inputs = [tirx.decl_buffer(tuple(s), "uint8", name=f"x{k}") for k, s in enumerate(shapes)]
     output = tirx.decl_buffer((*outer, channels), "uint8", name="out")
     index = [tirx.Var(f"i{k}", "int32") for k in range(len(outer))]
-    copies, first = [], 0
+    copies: list[tirx.Stmt] = []
+    first = 0
     for source, shape in zip(inputs, shapes, strict=True):
         width = divisor_at_most(shape[-1], vector)
         step = tirx.Var("c", "int32")
-        channel = tirx.Ramp(step * width, 1, width) if width > 1 else step
-        target = tirx.Ramp(step * width + first, 1, width) if width > 1 else step + first
+        channel, target = _ramp(step * width, width), _ramp(step * width + first, width)
         store = tirx.BufferStore(output, tirx.BufferLoad(source, [*index, channel]), [*index, target])
         copies.append(tirx.For(step, 0, shape[-1] // width, tirx.ForKind.SERIAL, store))
         first += shape[-1]
-    body: tirx.Stmt = tirx.SeqStmt(copies) if len(copies) > 1 else copies[0]
-    parallel = prod(outer) * channels // 16 >= PARALLEL_MINIMUM
+    body = sequence(copies)
+    many = loop_kind(prod(outer) * channels // 16)
     for k in reversed(range(len(outer))):
         outermost = next((j for j, extent in enumerate(outer) if extent > 1), 0)
-        kind = tirx.ForKind.PARALLEL if parallel and k == outermost else tirx.ForKind.SERIAL
-        body = tirx.For(index[k], 0, outer[k], kind, body)
+        body = tirx.For(index[k], 0, outer[k], many if k == outermost else tirx.ForKind.SERIAL, body)
     return mark_scheduled(tirx.PrimFunc([*inputs, output], body).with_attr("tirx.noalias", True))
 
 
@@ -56,19 +55,17 @@ def pad(shape: Sequence[int], border: Border, vector: int) -> tirx.PrimFunc:
     n, h, w, c = shape
     x = tirx.decl_buffer((n, h, w, c), "uint8", name="x")
     outer = border.around((n, h, w, c))
-    _, rows, columns, _ = outer
     out = tirx.decl_buffer(outer, "uint8", name="out")
     flat_x = tirx.decl_buffer((prod(shape),), "uint8", name="flat_x", data=x.data)
     flat = tirx.decl_buffer((prod(outer),), "uint8", name="flat_out", data=out.data)
     row, step = tirx.Var("row", "int32"), tirx.Var("step", "int32")
-    start = ((row // h * rows + row % h + border.top) * columns + border.left) * c
+    start = border.row_start((n, h, w, c), row)
     width = divisor_at_most(w * c, vector)
     target, source = _ramp(start + step * width, width), _ramp(row * (w * c) + step * width, width)
     store = tirx.BufferStore(flat, tirx.BufferLoad(flat_x, [source]), [target])
-    kind = tirx.ForKind.PARALLEL if prod(shape) // 16 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
     copy = tirx.For(step, 0, w * c // width, tirx.ForKind.SERIAL, store)
     views = [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat, data=out.data)]
-    loop = tirx.For(row, 0, n * h, kind, copy)
+    loop = tirx.For(row, 0, n * h, loop_kind(prod(shape) // 16), copy)
     return _of_one_tensor([x, out], tirx.SeqStmt([*views, *border_fills(flat, (n, h, w, c), border), loop]))
 
 
@@ -91,19 +88,24 @@ def swap_last(shape: Sequence[int], vector: int) -> tirx.PrimFunc:
     out = tirx.decl_buffer((*outer, channels, groups), "uint8", name="out")
     flat_x = tirx.decl_buffer((prod(shape),), "uint8", name="flat_x", data=x.data)
     flat = tirx.decl_buffer((prod(shape),), "uint8", name="flat_out", data=out.data)
-    pixel = tirx.Var("pixel", "int32")
-    stores: list[tirx.Stmt] = []
-    first = 0
-    while first < channels:
-        width = min(vector, channels - first)
-        start = pixel * (groups * channels) + first
-        runs = [tirx.BufferLoad(flat_x, [_ramp(start + g * channels, width)]) for g in range(groups)]
+    pixel, step = tirx.Var("pixel", "int32"), tirx.Var("step", "int32")
+
+    def channels_of(first: Expr, width: int) -> tirx.Stmt:
+        """Interleaves ``width`` channels of every group, from ``first`` on."""
+        base = pixel * (groups * channels)
+        runs = [tirx.BufferLoad(flat_x, [_ramp(base + first + g * channels, width)]) for g in range(groups)]
         order = [tirx.const(g * width + c, "int32") for c in range(width) for g in range(groups)]
-        place = _ramp(pixel * (groups * channels) + first * groups, width * groups)
-        stores.append(tirx.BufferStore(flat, tirx.Shuffle(runs, order), [place]))
-        first += width
-    kind = tirx.ForKind.PARALLEL if prod(shape) // 8 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
-    loop = tirx.For(pixel, 0, pixels, kind, tirx.SeqStmt(stores) if len(stores) > 1 else stores[0])
+        return tirx.BufferStore(
+            flat, tirx.Shuffle(runs, order), [_ramp(base + first * groups, width * groups)]
+        )
+
+    stores: list[tirx.Stmt] = []
+    whole, rest = divmod(channels, vector)
+    if whole:
+        stores.append(tirx.For(step, 0, whole, tirx.ForKind.SERIAL, channels_of(step * vector, vector)))
+    if rest:
+        stores.append(channels_of(tirx.const(whole * vector, "int32"), rest))
+    loop = tirx.For(pixel, 0, pixels, loop_kind(prod(shape) // 8), sequence(stores))
     views = [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat, data=out.data)]
     return _of_one_tensor([x, out], tirx.SeqStmt([*views, loop]))
 
@@ -139,8 +141,8 @@ def table_lookup(shape: Sequence[int], border: Border = NO_BORDER) -> tirx.PrimF
     row, task, step, rest = (tirx.Var(name, "int32") for name in ("row", "task", "step", "rest"))
     source, target = row * length, row * length
     if border != NO_BORDER:
-        target = ((row // h * outer[1] + row % h + border.top) * outer[2] + border.left) * c
-    many = tirx.ForKind.PARALLEL if total // 16 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+        target = border.row_start((n, h, w, c), row)
+    many = loop_kind(total // 16)
     stores: list[tirx.Stmt] = []
     if chunks:
         offset = (task * per_task + step) * LOOKUP
@@ -161,8 +163,7 @@ def table_lookup(shape: Sequence[int], border: Border = NO_BORDER) -> tirx.PrimF
         value = tirx.BufferLoad(table, [tirx.BufferLoad(flat_x, [source + position]).astype("int32")])
         store = tirx.BufferStore(flat_out, value, [target + position])
         stores.append(tirx.For(rest, 0, length % LOOKUP, tirx.ForKind.SERIAL, store))
-    body: tirx.Stmt = tirx.SeqStmt(stores) if len(stores) > 1 else stores[0]
-    body = tirx.For(row, 0, rows, many if rows > 1 else tirx.ForKind.SERIAL, body)
+    body = tirx.For(row, 0, rows, many if rows > 1 else tirx.ForKind.SERIAL, sequence(stores))
     views = [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat_out, data=out.data)]
     fills = border_fills(flat_out, tuple(shape), border) if border != NO_BORDER else []
     whole = tirx.SeqStmt([*views, *fills, body])
@@ -190,35 +191,30 @@ def quantize_interleaved(
     n, c, h, w = shape
     inner = (n, h, w, c)
     outer = border.around(inner)
-    _, rows, columns, _ = outer
     x = tirx.decl_buffer((n, c, h, w), "float32", name="x")
     out = tirx.decl_buffer(outer, "uint8", name="out")
     flat = tirx.decl_buffer((prod(outer),), "uint8", name="flat_out", data=out.data)
     row, tile = tirx.Var("row", "int32"), tirx.Var("tile", "int32")
     image, i = row // h, row % h
-    start = ((image * rows + i + border.top) * columns + border.left) * c
+    start = border.row_start(inner, row)
 
     def columns_of(first: Expr, count: int) -> tirx.Stmt:
         """Quantizes ``count`` columns from ``first`` on."""
         bytes_ = []
         for channel in range(c):
-            place = tirx.Ramp(first, 1, count) if count > 1 else first
-            value = tirx.BufferLoad(x, [image, channel, i, place])
+            value = tirx.BufferLoad(x, [image, channel, i, _ramp(first, count)])
             scale = tirx.const(inv_scale, "float32")
             bytes_.append(requantization(value * (tirx.Broadcast(scale, count) if count > 1 else scale)))
         if c * count == 1:
             return tirx.BufferStore(flat, bytes_[0], [start + first])
         order = [tirx.const(k * count + j, "int32") for j in range(count) for k in range(c)]
-        return tirx.BufferStore(
-            flat, tirx.Shuffle(bytes_, order), [tirx.Ramp(start + first * c, 1, c * count)]
-        )
+        return tirx.BufferStore(flat, tirx.Shuffle(bytes_, order), [_ramp(start + first * c, c * count)])
 
     steps: list[tirx.Stmt] = []
     if w >= lanes:
         steps.append(tirx.For(tile, 0, w // lanes, tirx.ForKind.SERIAL, columns_of(tile * lanes, lanes)))
     if w % lanes:
         steps.append(columns_of(tirx.const(w - w % lanes, "int32"), w % lanes))
-    kind = tirx.ForKind.PARALLEL if prod(shape) // 4 >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
-    loop = tirx.For(row, 0, n * h, kind, tirx.SeqStmt(steps) if len(steps) > 1 else steps[0])
+    loop = tirx.For(row, 0, n * h, loop_kind(prod(shape) // 4), sequence(steps))
     body = tirx.SeqStmt([tirx.DeclBuffer(flat, data=out.data), *border_fills(flat, inner, border), loop])
     return _of_one_tensor([x, out], body)

@@ -20,6 +20,11 @@ PARALLEL_MINIMUM = 15_000
 """Cycles of a kernel below which it runs on one thread: waking the pool and waiting for it costs about 7000."""
 
 
+def loop_kind(cycles: int) -> tirx.ForKind:
+    """Kind of the outermost loop of a kernel that takes about ``cycles`` on one core."""
+    return tirx.ForKind.PARALLEL if cycles >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+
+
 def _extent(sch: Schedule, loop: LoopRV) -> int:
     return int(sch.get(loop).extent)
 

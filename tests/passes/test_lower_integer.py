@@ -8,10 +8,10 @@ from qc_modules import assert_equal, const, make, operators
 from tvm import relax, te
 
 from qcompiler import operators as qc
-from qcompiler.passes.expose_padding import QUANTIZE_TO_NHWC
 from qcompiler.passes.graph import bindings
 from qcompiler.passes.lower_integer import LowerInteger
 from qcompiler.targets import registry
+from qcompiler.targets.borders import QUANTIZE_TO_NHWC
 from qcompiler.targets.workload import Scheduled, Workload, default_schedule
 
 TARGET = registry.resolve("x86-avx2")

@@ -157,6 +157,7 @@ SUITE = Suite(
         swap("shuffle of two groups", (1, 3, 5, 2, 58)),
         swap("shuffle of three groups", (2, 3, 1, 3, 20)),
         swap("transpose of many rows", (7, 9)),
+        swap("transpose of two long rows", (2, 1003)),
         concat("concat rows", 0, (2, 8), (1, 8), (4, 8)),
         concat("concat last", 1, (3, 8), (3, 5), (3, 64), (3, 1)),
         concat("concat of vectors", 0, (17,), (3,)),

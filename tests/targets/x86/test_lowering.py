@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tvm
 from qc_modules import const
-from tvm import relax
+from tvm import relax, tirx
 
 from qcompiler import operators
 from qcompiler.targets import registry
-from qcompiler.targets.workload import OPAQUE, kernel_of
+from qcompiler.targets.workload import OPAQUE, Workload, default_schedule
 from qcompiler.targets.x86.lowering import LOWERINGS, Lowered
 
 INSTRUCTIONS = {
@@ -31,6 +31,11 @@ def typed(call: relax.Call) -> relax.Call:
 
 def var(shape: tuple[int, ...], dtype: str = "uint8") -> relax.Var:
     return relax.Var("x", relax.TensorType(shape, dtype))
+
+
+def kernel_of(kernel: Workload | tirx.PrimFunc) -> tirx.PrimFunc:
+    """``kernel`` itself if it is scheduled, or with its default schedule."""
+    return default_schedule(kernel).function if isinstance(kernel, Workload) else kernel
 
 
 def conv(channels: int = 16, out: int = 64, groups: int = 1, padding: int = 1) -> relax.Call:
