@@ -29,18 +29,12 @@ def list_command(log: Log, json: Json = False, traceback: Traceback = False) -> 
             emit_json(result)
             return
         threads = result.key.threads
-
-        def times(seconds: tuple[float, ...] | None) -> str:
-            if seconds is None:
-                return "-"
-            return " / ".join(report.microseconds(s / t) for s, t in zip(seconds, threads, strict=True))
-
         rows = [
             (
                 kernel.name,
                 str(kernel.records),
-                times(kernel.default_seconds),
-                times(kernel.seconds),
+                report.each(kernel.default_seconds, threads),
+                report.each(kernel.seconds, threads),
                 report.percent(kernel.gain),
             )
             for kernel in result.kernels

@@ -107,13 +107,8 @@ def command(
                 kernel.name,
                 str(len(kernel.layers)),
                 str(kernel.trials),
-                " / ".join(
-                    report.microseconds(s / t)
-                    for s, t in zip(kernel.default_seconds, result.threads, strict=True)
-                ),
-                " / ".join(
-                    report.microseconds(s / t) for s, t in zip(kernel.seconds, result.threads, strict=True)
-                ),
+                report.each(kernel.default_seconds, result.threads),
+                report.each(kernel.seconds, result.threads),
                 report.percent(kernel.gain) if kernel.gain else "default kept",
             )
             for kernel in result.kernels

@@ -84,9 +84,9 @@ def write(
             text = dataclasses.replace(manifest, files=digests).to_json()
             _write_file(partial / MANIFEST_NAME, text.encode())
             for folder in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
-                _sync(folder)
+                sync_folder(folder)
             _move_into_place(partial, target)
-            _sync(target.parent)
+            sync_folder(target.parent)
     except OSError as error:
         raise BundleError(f"bundle {target} cannot be written: {error}") from error
     return target
@@ -168,7 +168,8 @@ def _write_file(path: Path, source: Path | bytes) -> None:
         path.chmod(source.stat().st_mode & 0o777)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

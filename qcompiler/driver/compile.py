@@ -81,10 +81,11 @@ def compile_model(
         QCompilerError: the class says what kind of fault, the message what to do.
     """
     target = registry.resolve(config.target)
-    scheduler = TunedScheduler(open_logs(target, config), registry.to_tvm(target, cores=1))
+    tvm_target = registry.to_tvm(target, cores=1)
+    scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     program = program_of(model, example_inputs)
     quantized, refused = quantized_program(program, target, config, calibration)
-    return _build(quantized, refused, target, scheduler, config, Path(output))
+    return _build(quantized, refused, target, tvm_target, scheduler, config, Path(output))
 
 
 def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
@@ -125,13 +126,13 @@ def _build(
     program: ExportedProgram,
     refused: list[FloatRecord],
     target: Target,
+    tvm_target: tvm.target.Target,
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
 ) -> CompileResult:
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
-    tvm_target = registry.to_tvm(target, cores=1)
     physical = pipeline.to_physical(
         integer.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )

@@ -3,11 +3,12 @@
 from qcompiler.report.bars import Progress, progress
 from qcompiler.report.encode import to_json
 from qcompiler.report.tables import facts, show, table
-from qcompiler.report.units import decibels, gmacs, microseconds, milliseconds, percent, schedules, size
+from qcompiler.report.units import decibels, each, gmacs, microseconds, milliseconds, percent, schedules, size
 
 __all__ = [
     "Progress",
     "decibels",
+    "each",
     "facts",
     "gmacs",
     "microseconds",

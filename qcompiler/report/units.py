@@ -48,6 +48,13 @@ def microseconds(seconds: float | None) -> str:
     return ABSENT if seconds is None else f"{seconds * 1e6:.1f} us"
 
 
+def each(core_seconds: Sequence[float] | None, threads: Sequence[int]) -> str:
+    """Times at some numbers of threads, given as seconds times threads, as ``58.3 us / 30.1 us``."""
+    if core_seconds is None:
+        return ABSENT
+    return " / ".join(microseconds(s / t) for s, t in zip(core_seconds, threads, strict=True))
+
+
 def schedules(origins: Iterable[str | None], threads: Sequence[int]) -> str:
     """Where layers' schedules come from, as ``12 tuned (1 and 2 threads), 3 default``."""
     counts = Counter(origin for origin in origins if origin is not None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,11 @@ class Key:
                 )
 
 
+def mean(seconds: Sequence[float]) -> float:
+    """One number for the times at all numbers of threads: smaller is better."""
+    return sum(seconds) / len(seconds)
+
+
 @dataclass(frozen=True)
 class Record:
     """A measured schedule.
@@ -107,8 +112,7 @@ class Record:
 
     @property
     def score(self) -> float:
-        """The mean of ``seconds``: smaller is better."""
-        return sum(self.seconds) / len(self.seconds)
+        return mean(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Choice:
     @property
     def gain(self) -> float:
         """Share of the default's time that is saved."""
-        return 1 - sum(self.seconds) / sum(self.default_seconds)
+        return 1 - mean(self.seconds) / mean(self.default_seconds)
 
 
 @dataclass
@@ -232,9 +236,7 @@ def read(folder: Path) -> TuningLog:
     Raises:
         TuningLogError: it has no key that can be read.
     """
-    log = TuningLog(folder, read_key(folder))
-    for number, value in lines(folder / WORKLOADS, log.faults):
-        log.workloads.append(_checked(log, WORKLOADS, number, _workload, value))
+    log = read_kernels(folder)
     for number, value in lines(folder / RECORDS, log.faults):
         found = _checked(log, RECORDS, number, _record, value)
         if found is not None and _known(log, RECORDS, number, found[0]):
@@ -243,6 +245,18 @@ def read(folder: Path) -> TuningLog:
         chosen = _checked(log, CHOICES, number, _choice, value)
         if chosen is not None and _known(log, CHOICES, number, chosen[0]):
             log.choices[chosen[0]] = chosen[1]
+    return log
+
+
+def read_kernels(folder: Path) -> TuningLog:
+    """Reads the key and the kernels of a log, without what was measured.
+
+    Raises:
+        TuningLogError: it has no key that can be read.
+    """
+    log = TuningLog(folder, read_key(folder))
+    for number, value in lines(folder / WORKLOADS, log.faults):
+        log.workloads.append(_checked(log, WORKLOADS, number, _workload, value))
     _trust_hashes(log)
     return log
 

@@ -41,7 +41,6 @@ class Search:
     """Proposes schedules of one task, and learns from their times.
 
     Attributes:
-        exhausted: all schedules that the search can find have been proposed.
         default: the schedule without tuning.
     """
 
@@ -49,7 +48,6 @@ class Search:
         light.keep_out()
         self.task = task
         self.model = model
-        self.exhausted = False
         self._target = tvm_target
         self._module = task.neutral.module
         self._seen: set[int] = set()
@@ -98,7 +96,6 @@ class Search:
             new = [m for m in proposed if self._first(m.sch)]
             if new:
                 return [Candidate(to_json(m.sch.trace), m) for m in new]
-        self.exhausted = True
         return []
 
     def tell(self, candidates: Sequence[Candidate], seconds: Sequence[tuple[float, ...] | None]) -> None:

@@ -36,20 +36,29 @@ class Task:
     """A kernel to tune.
 
     Attributes:
-        name: what people call it.
-        workload: the kernel of the first layer that has it, with that layer's constants.
+        tunable: the kernel of the first layer that has it, with that layer's constants, and what it must compute.
         neutral: the kernel as the log knows it.
         layers: the layers that run it.
-        tunable: arguments of the first layer, and what it must compute.
-        macs: multiply-accumulates of one layer.
     """
 
-    name: str
-    workload: Workload
+    tunable: Tunable
     neutral: Workload
     layers: tuple[str, ...]
-    tunable: Tunable
-    macs: int
+
+    @property
+    def workload(self) -> Workload:
+        """The kernel with the first layer's constants."""
+        return self.tunable.workload
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.workload.name
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one layer."""
+        return macs(self.tunable.call)
 
     @property
     def weight(self) -> int:
@@ -83,9 +92,7 @@ def extract(physical: Physical, pattern: str | None = None) -> list[Task]:
         else:
             alike.append((known, tunable, list(names)))
     tasks = [
-        Task(tunable.workload.name, tunable.workload, known, tuple(layers), tunable, macs(tunable.call))
-        for alike in groups.values()
-        for known, tunable, layers in alike
+        Task(tunable, known, tuple(layers)) for alike in groups.values() for known, tunable, layers in alike
     ]
     if pattern is None:
         return tasks

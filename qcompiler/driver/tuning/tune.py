@@ -17,7 +17,7 @@ from qcompiler.driver.kernels import register
 from qcompiler.driver.tuning import cost, gains
 from qcompiler.driver.tuning.decisions import TraceJson, key, plain
 from qcompiler.driver.tuning.fleet import closing
-from qcompiler.driver.tuning.log import Choice, Record, TuningLog
+from qcompiler.driver.tuning.log import Choice, Record, TuningLog, mean
 from qcompiler.driver.tuning.search import Candidate, Search
 from qcompiler.driver.tuning.tasks import Prepared, Task, file_name, prepare
 from qcompiler.driver.tuning.trial import Build, Run, Timing
@@ -184,9 +184,9 @@ class _Tuning:
             default = self._times_of(state, search.default.trace)
             if default is not None:
                 best = min(r.score for r in state.records)
-                rounds = -(-len(state.records) // self.config.batch)
-                progress.scores = [sum(default) / len(default), *[best] * (rounds - 1 if best else 0)]
-                progress.scores[-1] = best
+                # The default was a round of its own; the rest came a batch at a time.
+                rounds = -(-(len(state.records) - 1) // self.config.batch)
+                progress.scores = [mean(default), *[best] * rounds]
         return state
 
     def _measure_defaults(self, states: Sequence[_State]) -> None:
@@ -202,7 +202,7 @@ class _Tuning:
                     "the default schedule of %s failed: %s; it is left out", state.task.name, timing.fault
                 )
             else:
-                state.progress.scores = [_score(timing.seconds)]
+                state.progress.scores = [mean(timing.seconds)]
 
     def _search(self, states: Sequence[_State]) -> str:
         progress = [s.progress for s in states]
@@ -319,8 +319,8 @@ class _Tuning:
                     "the best schedules of %s cannot be compared; the fastest record is used", state.task.name
                 )
                 continue
-            best = min(timed, key=lambda k: _score(timed[k]))
-            if _score(timed[best]) > (1 - REAL_GAIN) * _score(timed[0]):
+            best = min(timed, key=lambda k: mean(timed[k]))
+            if mean(timed[best]) > (1 - REAL_GAIN) * mean(timed[0]):
                 best = 0
             state.chosen = Choice(traces[best], timed[best], timed[0])
             self.writer.choose(state.task.neutral.module, state.chosen)
@@ -340,13 +340,9 @@ class _Tuning:
                         chosen.gain,
                     )
                 )  # fmt: skip
-        default = sum(len(k.layers) * _score(k.default_seconds) for k in kernels)
-        now = sum(len(k.layers) * _score(k.seconds) for k in kernels)
+        default = sum(len(k.layers) * mean(k.default_seconds) for k in kernels)
+        now = sum(len(k.layers) * mean(k.seconds) for k in kernels)
         return Tuned(
             self.writer.folder, self.target.name, self.threads, self.trials, self.failed, self.wrong, self.reused,
             time.monotonic() - self.start, tuple(kernels), 1 - now / default if default else 0.0, reason,
         )  # fmt: skip
-
-
-def _score(seconds: Sequence[float]) -> float:
-    return sum(seconds) / len(seconds)

@@ -19,6 +19,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 
+from qcompiler.driver.bundle import sync_folder
 from qcompiler.driver.tuning import log as logs
 from qcompiler.driver.tuning.decisions import plain
 from qcompiler.driver.tuning.log import (
@@ -49,6 +50,7 @@ class LogWriter:
 
     def __init__(self, folder: Path, key: Key, tvm_target: tvm.target.Target) -> None:
         self.folder = folder
+        self._kernels: tuple[tuple[int, int], TuningLog] | None = None
         self._target = plain(tvm_target.export())
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,16 +87,22 @@ class LogWriter:
 
     def _index(self, module: tvm.IRModule) -> int:
         """The number of a kernel's line, which is written if there is none; the lock is held."""
-        log = TuningLog(self.folder, Key({}, 0, "", ()))
-        wanted = int(tvm_ffi.structural_hash(module))
-        for _, value in logs.lines(self.folder / WORKLOADS, log.faults):
-            stored = isinstance(value, list) and len(value) == 2 and str(value[0]) == str(wanted)
-            log.workloads.append(logs.StoredWorkload(wanted, str(value[1])) if stored else None)
+        log = self._known()
         index = log.find(module)
         if index is not None:
             return index
+        wanted = int(tvm_ffi.structural_hash(module))
         append_line(self.folder / WORKLOADS, [str(wanted), logs.encode(module)])
         return len(log.workloads)
+
+    def _known(self) -> TuningLog:
+        """The log's kernels; read again only when their file is another one, as it has megabytes."""
+        path = self.folder / WORKLOADS
+        state = path.stat() if path.is_file() else None
+        version = (state.st_ino, state.st_size) if state else (0, 0)
+        if self._kernels is None or self._kernels[0] != version:
+            self._kernels = version, logs.read_kernels(self.folder)
+        return self._kernels[1]
 
 
 def choice_line(index: int, choice: Choice) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def create(folder: Path, key: Key) -> None:
             os.link(file.name, folder / KEY)
         except FileExistsError:
             return
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 @contextmanager
@@ -178,11 +186,3 @@ def differences(there: Key, wanted: Key) -> str:
         if has != needs
     ]
     return ", ".join(found) or "another key"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

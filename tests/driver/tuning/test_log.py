@@ -46,6 +46,23 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert logs.read(tmp_path).best(0) == Record(traces(0)[0], (2.9e-6,))
 
 
+def test_a_writer_sees_kernels_that_another_one_adds_or_takes_away(tmp_path: Path) -> None:
+    ours, theirs = writer(tmp_path), writer(tmp_path)
+    first, second = (t.neutral.module for t in tasks())
+    ours.append(first, Record(traces(0)[0], (3e-6,)))
+    theirs.append(second, Record(traces(1)[0], (5e-6,)))
+    ours.append(second, Record(traces(1)[-1], (4e-6,)))
+    log = logs.read(tmp_path)
+    assert [log.find(first), log.find(second)] == [0, 1]
+    assert [len(log.workloads), len(log.records[0]), len(log.records[1])] == [2, 1, 2]
+    (tmp_path / WORKLOADS).unlink()
+    (tmp_path / RECORDS).unlink()
+    ours.append(second, Record(traces(1)[0], (5e-6,)))
+    log = logs.read(tmp_path)
+    assert log.faults == []
+    assert log.find(second) == 0
+
+
 def test_metaschedule_reads_it_as_it_is(tmp_path: Path) -> None:
     fill(tmp_path)
     database = ms.database.JSONDatabase(

@@ -92,6 +92,18 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert len((tmp_path / RECORDS).read_text().splitlines()) == lines + 5
 
 
+def test_a_resumed_run_still_compares_with_the_default(tmp_path: Path) -> None:
+    """Two schedules of each kernel fit into one batch: the better one must not stand for the default."""
+    times = FakeFleet(lambda trace, _: 1e-4 if key(trace) in DEFAULTS else 0.5e-4)
+    tune(tmp_path, times, trials=4, batch=1)
+    said: list[str] = []
+    tune(tmp_path, times, said.append, trials=2, batch=8)
+    rounds = [line for line in said if "expected gain" in line or "searched through" in line]
+    assert rounds
+    for line in rounds:
+        assert "best 50.0 us, default 100.0 us (-50.0 %)" in line
+
+
 def test_a_space_is_searched_through_and_no_schedule_is_measured_twice(tmp_path: Path) -> None:
     fleet = FakeFleet(by_tile)
     result = tune(tmp_path, fleet, trials=10_000, batch=64)
