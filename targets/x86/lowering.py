@@ -15,7 +15,14 @@ from tvm.ir import Constant
 from tvm.s_tir import Schedule
 
 from qcompiler.targets.base import Target
-from qcompiler.targets.borders import NO_BORDER, QUANTIZE_TO_NHWC, Border, Borders, border_of
+from qcompiler.targets.borders import (
+    CONV2D_OF_CONCAT,
+    NO_BORDER,
+    QUANTIZE_TO_NHWC,
+    Border,
+    Borders,
+    border_of,
+)
 from qcompiler.targets.workload import Workload
 from qcompiler.targets.x86 import (
     computes,
@@ -23,6 +30,7 @@ from qcompiler.targets.x86 import (
     depthwise,
     elementwise,
     intrinsics,
+    joined,
     layouts,
     movement,
     schedules,
@@ -174,11 +182,11 @@ def shape_of_output(shape: computes.ConvShape) -> tuple[int, int, int, int]:
     return shape.batch, shape.out_height, shape.out_width, shape.out_channels
 
 
-def conv_shape(call: relax.Call) -> computes.ConvShape:
-    """The extents of a call of ``qc.conv2d`` in NHWC."""
+def conv_shape(call: relax.Call, data: tuple[int, ...] | None = None) -> computes.ConvShape:
+    """The extents of a call of ``qc.conv2d`` in NHWC; ``data`` are those of its first operand, if it is a tuple."""
     attrs = call.attrs
     assert str(attrs["layout"]) == "NHWC"
-    n, h, w, c = dims(call.args[0])
+    n, h, w, c = data or dims(call.args[0])
     o, _, kh, kw = dims(call.args[1])
     return computes.ConvShape(
         n, h, w, c, o, (kh, kw), ints(attrs["strides"]), ints(attrs["padding"]), ints(attrs["dilation"]),
@@ -254,6 +262,30 @@ def _lower_depthwise_vnni(
     packed = depthwise.pack_weight(weight, lanes)
     args = [constant(depthwise.pack_channels(value(a), lanes)) for a in call.args[2:]]
     return Lowered(workload, [call.args[0], constant(packed), *args], target.instruction)
+
+
+def lower_conv2d_of_concat(call: relax.Call, target: Target) -> Lowered | None:
+    """A depthwise 1x1 convolution of a tuple of tensors, concatenated: one kernel instead of several copies."""
+    fields = list(call.args[0].fields)
+    sources = [f.args[0] if isinstance(f, relax.Call) else f for f in fields]
+    *pixels, _ = dims(sources[0])
+    channels = sum(dims(x)[-1] for x in sources)
+    shape = conv_shape(call, (*pixels, channels))
+    plain = (shape.kernel, shape.strides) == ((1, 1), (1, 1)) and _is_depthwise_vnni(call, shape, target)
+    looked_up = any(isinstance(f, relax.Call) for f in fields)
+    if not plain or any(dims(x)[-1] % 4 for x in sources) or (looked_up and not target.has_vbmi):
+        return None
+    epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
+    assert epilogue.requantization is not None
+    pieces = [
+        joined.Piece(dims(x)[-1], isinstance(f, relax.Call)) for x, f in zip(sources, fields, strict=True)
+    ]
+    lanes = target.int32_lanes
+    kernel = joined.depthwise_of_concat(pixels, pieces, epilogue.requantization, lanes)
+    tables = [f.args[1] for f in fields if isinstance(f, relax.Call)]
+    weight = constant(depthwise.pack_weight(value(call.args[1]), lanes))
+    constants = [constant(depthwise.pack_channels(value(a), lanes)) for a in call.args[2:]]
+    return Lowered(kernel, [*sources, *tables, weight, *constants], target.instruction)
 
 
 def lower_dense(call: relax.Call, target: Target) -> Lowered:
@@ -426,6 +458,7 @@ LOWERINGS: dict[str, Callable[[relax.Call, Target], Lowered | None]] = {
     "qc.quantize": lower_quantize,
     "qc.dequantize": lower_dequantize,
     "qc.conv2d": lower_conv2d,
+    CONV2D_OF_CONCAT: lower_conv2d_of_concat,
     "qc.dense": lower_dense,
     "qc.add": lower_add,
     "qc.mul": lower_mul,
