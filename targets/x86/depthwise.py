@@ -21,11 +21,11 @@ from tvm.s_tir import Schedule
 
 from qcompiler.targets.base import Target
 from qcompiler.targets.borders import sequence
+from qcompiler.targets.cpu import shapes
+from qcompiler.targets.cpu.shapes import ConvShape, Kernel, ceil_div, loop_kind
+from qcompiler.targets.cpu.vectors import Body, broadcast, shuffle
 from qcompiler.targets.workload import GENERATOR, generator
-from qcompiler.targets.x86 import schedules
-from qcompiler.targets.x86.computes import ConvShape, Kernel, Requantization, round_half_even
-from qcompiler.targets.x86.layouts import ceil_div
-from qcompiler.targets.x86.schedules import loop_kind
+from qcompiler.targets.x86.computes import Requantization, round_half_even
 
 WORD = 4
 """Bytes of a lane: rows of a window that one instruction covers."""
@@ -101,33 +101,6 @@ def pack_channels(values: NDArray[Any], lanes: int) -> NDArray[Any]:
         for k, vector in enumerate(run.vectors):
             packed[vector, : run.lanes] = values[run.channel + np.array(run.order(k))]
     return packed
-
-
-class Body:
-    """Statements of a basic block in which every value has a name.
-
-    Attributes:
-        statements: in order.
-    """
-
-    def __init__(self) -> None:
-        self.statements: list[tirx.Stmt] = []
-
-    def name(self, value: Expr, hint: str) -> Expr:
-        var = tirx.Var(hint, str(value.ty.dtype))
-        self.statements.append(tirx.Bind(var, value))
-        return var
-
-    def add(self, statement: tirx.Stmt) -> None:
-        self.statements.append(statement)
-
-
-def broadcast(value: float, dtype: str, lanes: int) -> Expr:
-    return tirx.Broadcast(tirx.const(value, dtype), lanes)
-
-
-def shuffle(vectors: Sequence[Expr], order: Sequence[int]) -> Expr:
-    return tirx.Shuffle(list(vectors), [tirx.const(k, "int32") for k in order])
 
 
 def _unpack(body: Body, a: Expr, b: Expr, size: int, element: int, high: bool) -> Expr:
@@ -288,7 +261,7 @@ NAME = "qc.x86.depthwise_vnni"
 
 def unscheduled(kernel: Kernel) -> tirx.PrimFunc:
     """The function of what ``computes.depthwise_conv2d`` gave, to be generated."""
-    return schedules.unscheduled(kernel).with_attr(GENERATOR, NAME)
+    return shapes.unscheduled(kernel).with_attr(GENERATOR, NAME)
 
 
 def schedule(

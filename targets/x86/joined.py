@@ -15,21 +15,12 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from qcompiler.targets.borders import sequence
+from qcompiler.targets.cpu.shapes import divisor_at_most, loop_kind
+from qcompiler.targets.cpu.vectors import Body, shuffle
 from qcompiler.targets.workload import mark_scheduled
 from qcompiler.targets.x86.computes import Requantization
-from qcompiler.targets.x86.decisions import divisor_at_most
-from qcompiler.targets.x86.depthwise import (
-    WORD,
-    Body,
-    Run,
-    channel_runs,
-    finished,
-    shuffle,
-    vectors,
-    words_of,
-)
-from qcompiler.targets.x86.movement import LOOKUP, looked_up
-from qcompiler.targets.x86.schedules import loop_kind
+from qcompiler.targets.x86.depthwise import WORD, Run, channel_runs, finished, vectors, words_of
+from qcompiler.targets.x86.tables import LOOKUP, looked_up
 
 PIXELS_OF_A_TASK = 64
 """Pixels that a task computes at most, one run of channels after the other."""
