@@ -92,10 +92,12 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
             yield Job(network, batch, folder, tuple(arguments.threads), options)
 
 
-def prepare_all(job: Job, engines: Sequence[Peer]) -> None:
-    """Makes each engine's artifact, or finds that it is there."""
+def prepare_all(job: Job, engines: Sequence[Peer], deadline: float) -> None:
+    """Makes each engine's artifact, or finds that it is there, while there is time."""
     job.write()
     for peer in engines:
+        if time.monotonic() > deadline:
+            return
         begin = time.perf_counter()
         artifact = prepare(peer, job.source(), job.folder / peer.name)
         state = f"absent: {artifact.absent}" if artifact.absent else f"compiled in {artifact.seconds:.1f} s"
@@ -168,7 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results and plots")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="folder of artifacts")
     parser.add_argument("--only", choices=["prepare", "measure", "report"], help="do one part")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no measurement afterwards")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing afterwards")
     parser.add_argument("--roofline", default="resnet50", help="network whose layers are drawn")
     parser.add_argument("--executorch-python", type=Path, help="a Python interpreter that has ExecuTorch")
     parser.add_argument("--tvm-trials", type=int, default=200, help="trials of TVM's own search, a network")
@@ -183,7 +185,7 @@ def main() -> None:
     store = Store.open(arguments.output / "results.json")
     for job in jobs(arguments):
         if arguments.only in (None, "prepare"):
-            prepare_all(job, engines)
+            prepare_all(job, engines, arguments.deadline)
         if arguments.only in (None, "measure"):
             measure_all(job, engines, store, arguments)
             bundle = job.folder / own.OWN / "bundle"

@@ -59,6 +59,7 @@ class Timing:
         first_seconds: the first run.
         start_seconds: the sum of these three: from just before the import to the first output.
         baseline_bytes: resident bytes of the process before the import: Python, NumPy and the inputs.
+        imported_bytes: the same after it.
         peak_bytes: the most resident bytes of the process, ``baseline_bytes`` included, after all runs.
         artifact_bytes: what has to be shipped for the model, the engine itself aside.
         sqnr_db: signal to quantization noise of the outputs against the float model's, in decibels; None without
@@ -81,6 +82,7 @@ class Timing:
     first_seconds: float | None = None
     start_seconds: float | None = None
     baseline_bytes: int | None = None
+    imported_bytes: int | None = None
     peak_bytes: int | None = None
     artifact_bytes: int | None = None
     sqnr_db: float | None = None
@@ -317,15 +319,20 @@ def _measure(
 
 def _with_start(row: Timing, begins: Sequence[Start]) -> Timing:
     """The row with the medians of some starts."""
-    baselines = [start.baseline_bytes for start in begins if start.baseline_bytes is not None]
     return replace(
         row,
         import_seconds=statistics.median(start.import_seconds for start in begins),
         session_seconds=statistics.median(start.session_seconds for start in begins),
         first_seconds=statistics.median(start.first_seconds for start in begins),
         start_seconds=statistics.median(start.seconds for start in begins),
-        baseline_bytes=int(statistics.median(baselines)) if baselines else None,
+        baseline_bytes=_median_bytes([start.baseline_bytes for start in begins]),
+        imported_bytes=_median_bytes([start.imported_bytes for start in begins]),
     )
+
+
+def _median_bytes(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return int(statistics.median(known)) if known else None
 
 
 def _sqnr(expected: Sequence[Array], found: Sequence[Array]) -> float:

@@ -36,12 +36,14 @@ class Start:
         session_seconds: from the imported engine to a loaded model.
         first_seconds: the first run.
         baseline_bytes: resident bytes of Python, NumPy and the inputs, before; None where they are not known.
+        imported_bytes: the same with the engine's package.
     """
 
     import_seconds: float
     session_seconds: float
     first_seconds: float
     baseline_bytes: int | None
+    imported_bytes: int | None
 
     @property
     def seconds(self) -> float:

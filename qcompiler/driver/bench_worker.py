@@ -4,7 +4,7 @@ A script that stands alone, as the files in ``peers/sessions`` do and for the sa
 
 Arguments: ``file:function`` that opens the session, model, threads, ``.npz`` of the inputs, file for the outputs. It
 writes a line of JSON when the first output is there: the seconds that importing the engine, opening the model and the
-first run took, and the resident bytes before. Then it answers each line that it reads. A number is that of runs, and the
+first run took, and the resident bytes before and after the import. Then it answers each line that it reads. A number is that of runs, and the
 answer the mean seconds of one; ``memory`` asks for the largest number of resident bytes so far. ``{"error": …}`` says
 what went wrong, and ends it.
 """
@@ -41,6 +41,8 @@ def main() -> None:
         start = time.perf_counter()
         engine.import_engine()
         imported = time.perf_counter()
+        imported_bytes = resident("VmRSS")
+        opening = time.perf_counter()
         run = getattr(engine, function)(model, int(threads))
         opened = time.perf_counter()
         found = run(arrays)
@@ -48,9 +50,10 @@ def main() -> None:
         _answer(
             answers,
             import_seconds=imported - start,
-            session_seconds=opened - imported,
+            session_seconds=opened - opening,
             first_seconds=first - opened,
             baseline_bytes=baseline,
+            imported_bytes=imported_bytes,
         )
         del found
         for line in sys.stdin:
