@@ -117,6 +117,8 @@ def measure_cell(job: Job, threads: int, artifacts: Sequence[Artifact], argument
         starts=arguments.starts,
         expected=job.expected(),
     )
+    if result.busy:
+        print(f"Other programs kept {result.others:.2f} cores busy: this cell is to be measured again")
     own_row = next((t for t in result.timings if t.engine == own.OWN), None)
     for timing in result.timings:
         speed = "absent" if timing.median is None else f"{timing.median * 1e3:.3f} ms"
@@ -134,7 +136,8 @@ def measure_cell(job: Job, threads: int, artifacts: Sequence[Artifact], argument
             "rounds": result.rounds,
             "starts": result.starts,
             "cpu": result.cpu,
-            "load": result.load,
+            "others": result.others,
+            "busy": result.busy,
             "date": datetime.date.today().isoformat(),
         }
         for timing in result.timings

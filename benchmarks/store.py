@@ -19,8 +19,8 @@ Record = dict[str, Any]
 """The fields of :class:`qcompiler.driver.bench.Timing`, with those of its cell and of the measurement.
 
 ``model``, ``batch``, ``threads``: the cell. ``engine``: its engine. ``own_median``: seconds of our own engine in the same
-rounds, which ``ratio`` refers to. ``stamp``: hash of our compiler's files. ``rounds``, ``starts``, ``cpu``, ``load``,
-``date``: how, where and when.
+rounds, which ``ratio`` refers to. ``stamp``: hash of our compiler's files. ``rounds``, ``starts``, ``cpu``, ``date``: how,
+where and when. ``others``: cores that other programs kept busy meanwhile; ``busy``: too many, the times are of no use.
 """
 
 
@@ -55,11 +55,14 @@ class Store:
         return cls(path, list(content["records"]), dict(content["rooflines"]))
 
     def missing(self, engines: Iterable[str], cell: tuple[str, int, int], stamp: str) -> list[str]:
-        """Engines without a time in a cell, or with one beside another state of our compiler."""
+        """Engines without a time in a cell, with a disturbed one, or one beside another state of our compiler."""
         done = {
             record["engine"]
             for record in self.records
-            if cell_of(record) == cell and record["stamp"] == stamp and record["median"] is not None
+            if cell_of(record) == cell
+            and record["stamp"] == stamp
+            and record["median"] is not None
+            and not record["busy"]
         }
         return [engine for engine in engines if engine not in done]
 

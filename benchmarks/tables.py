@@ -51,11 +51,22 @@ def best_ratio(records: Iterable[Record]) -> float | None:
 def markdown(records: Sequence[Record]) -> str:
     """All tables."""
     cells = sorted({(r["batch"], r["threads"]) for r in records})
-    parts = [_latency([r for r in records if (r["batch"], r["threads"]) == c], *c) for c in cells]
+    parts = [_disturbed(records)]
+    parts += [_latency([r for r in records if (r["batch"], r["threads"]) == c], *c) for c in cells]
     for batch in sorted({r["batch"] for r in records}):
         parts.append(_costs([r for r in records if r["batch"] == batch], batch))
     parts += [_absent(records), _settings(records)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _disturbed(records: Sequence[Record]) -> str:
+    """Cells that have to be measured again."""
+    places = dict.fromkeys(
+        f"{label(r['model'])} batch {r['batch']}, {_threads(r['threads'])} ({r['others']:.2f} cores)"
+        for r in records
+        if r["busy"]
+    )
+    return f"**Disturbed by other programs, to be measured again:** {'; '.join(places)}." if places else ""
 
 
 def _latency(records: Sequence[Record], batch: int, threads: int) -> str:

@@ -7,7 +7,6 @@ that gets slower in between does so for all.
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 
 from qcompiler import runtime
 from qcompiler.driver.bench_artifacts import Artifact, Source, described, prepare
+from qcompiler.driver.bench_load import OtherPrograms
 from qcompiler.driver.bench_process import Start, worker
 from qcompiler.driver.data import Array, read_samples
 from qcompiler.driver.evaluate import Sqnr
@@ -35,8 +35,8 @@ from qcompiler.runtime.threads import check_threads
 SETTLE_SECONDS = 0.05
 """Pause before each turn, in which the threads of the one before it stop waiting at full speed."""
 
-BUSY_LOAD = 0.5
-"""Load average above which other programs are likely to be measured too."""
+BUSY_CORES = 0.08
+"""Share of a core that other programs may take: above it they delay an engine that uses all cores noticeably."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class BenchResult:
 
     Attributes:
         cpu: the processor's name.
-        load: load average of the last minute before the measurement.
+        others: cores that other programs kept busy during the rounds, on the average.
         rounds: measurements of each engine.
         starts: fresh processes of each engine whose start was measured; 0 if it was that of the measured one.
         timings: the bundle's first, for each number of threads.
     """
 
     cpu: str
-    load: float
+    others: float
     rounds: int
     starts: int
     timings: tuple[Timing, ...]
@@ -110,7 +110,7 @@ class BenchResult:
     @property
     def busy(self) -> bool:
         """Other programs were running: timings are too long, and not the same for all."""
-        return self.load > BUSY_LOAD
+        return self.others > BUSY_CORES
 
 
 def bench(
@@ -223,7 +223,6 @@ def measure(
         ConfigError: ``rounds`` or ``starts`` is not allowed.
         BuildError: our own process failed.
     """
-    load = os.getloadavg()[0]
     for name, value, least in (("rounds", rounds, 1), ("starts", starts, 0)):
         if value < least:
             raise ConfigError(f"{name} is {value}; it must be at least {least}")
@@ -232,9 +231,9 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="qcompiler-bench-") as folder:
         stored = Path(folder) / "inputs.npz"
         np.savez(stored, *inputs)
-        timings = _measure(jobs, timings, stored, rounds, starts, expected, progress)
+        timings, others = _measure(jobs, timings, stored, rounds, starts, expected, progress)
     return BenchResult(
-        runtime.cpu_name(), load, rounds, starts, tuple(_with_ratio(t, timings) for t in timings)
+        runtime.cpu_name(), others, rounds, starts, tuple(_with_ratio(t, timings) for t in timings)
     )
 
 
@@ -270,8 +269,8 @@ def _measure(
     starts: int,
     expected: Sequence[Array] | None,
     progress: bool,
-) -> list[Timing]:
-    """The rows with their measurements, taken in turns."""
+) -> tuple[list[Timing], float]:
+    """The rows with their measurements, taken in turns, and what other programs took meanwhile."""
     result = list(rows)
     steps = len(rows) * (1 + starts + rounds)
     with ExitStack() as stack, progress_bar("measure", steps, progress) as advance:
@@ -301,11 +300,13 @@ def _measure(
                     begins[index].append(fresh.start())
                 advance(1)
         seconds: dict[int, list[float]] = {index: [] for index in workers}
+        others = OtherPrograms(held.pid for held in workers.values())
         for _ in range(rounds):
             for index, held in workers.items():
                 time.sleep(SETTLE_SECONDS)
                 seconds[index].append(held.measure())
                 advance(1)
+        cores = others.cores()
         for index, held in workers.items():
             row = _with_start(result[index], begins[index]) if starts else result[index]
             result[index] = replace(
@@ -314,7 +315,7 @@ def _measure(
                 fastest=min(seconds[index]),
                 peak_bytes=held.peak_bytes(),
             )
-    return result
+    return result, cores
 
 
 def _with_start(row: Timing, begins: Sequence[Start]) -> Timing:

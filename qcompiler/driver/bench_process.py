@@ -61,6 +61,10 @@ class Worker:
         self._outputs = outputs
         self._runs = 1
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def start(self) -> Start:
         """Waits for the first output.
 
