@@ -14,6 +14,7 @@ from store import Record, Store
 
 matplotlib.use("svg")
 from matplotlib import pyplot
+from matplotlib.patches import Patch
 
 OWN_COLOR = "#c0392b"
 PEER_COLORS = ("#2c6fbb", "#7fb3d5", "#7d8b97", "#b9a44c", "#6b8e5a", "#9b7bb5", "#444444")
@@ -41,7 +42,7 @@ def bars(records: Sequence[Record], batch: int) -> Any:
         len(counts), 1, figsize=(9, 0.8 + 2.7 * len(counts)), sharex=True, squeeze=False, layout="constrained"
     )
     peers = [name for name in names if name != tables.OWN]
-    colors = {tables.OWN: OWN_COLOR, **dict(zip(peers, itertools.cycle(PEER_COLORS)))}
+    colors = {tables.OWN: OWN_COLOR, **dict(zip(peers, itertools.cycle(PEER_COLORS), strict=False))}
     width = 0.8 / len(colors)
     for panel, threads in zip(panels[:, 0], counts, strict=True):
         for index, (name, color) in enumerate(colors.items()):
@@ -63,9 +64,8 @@ def bars(records: Sequence[Record], batch: int) -> Any:
         panel.margins(y=0.18)
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xticks(range(len(networks)), [tables.label(n) for n in networks])
-    figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False
-    )
+    handles = [Patch(color=color, label=name) for name, color in colors.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False)
     return figure
 
 

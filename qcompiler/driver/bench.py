@@ -344,7 +344,10 @@ def _sqnr(expected: Sequence[Array], found: Sequence[Array]) -> float:
     """
     if [a.shape for a in expected] != [a.shape for a in found]:
         shapes = [list(a.shape) for a in found], [list(a.shape) for a in expected]
-        raise BuildError(f"its outputs have shapes {shapes[0]}, the float model's {shapes[1]}")
+        raise BuildError(
+            f"an engine's outputs have shapes {shapes[0]}, the float model's {shapes[1]}: give the --model that "
+            "the bundle was compiled from"
+        )
     ratio = Sqnr()
     for wanted, output in zip(expected, found, strict=True):
         ratio.add(wanted, output)

@@ -20,6 +20,7 @@ from qcompiler.driver.data import Samples
 from qcompiler.driver.peers.base import SESSIONS, Made, Peer, PeerOptions, Request, Stages
 
 RECORD = "artifact.json"
+KEY = "key"
 LOG = "prepare.log"
 
 
@@ -92,7 +93,8 @@ def described(peer: Peer, options: PeerOptions) -> Artifact:
 def prepare(peer: Peer, source: Source, folder: Path) -> Artifact:
     """Makes an engine's artifact, unless ``folder`` holds one of the same model, version and settings.
 
-    Whatever an engine raises becomes the reason of its absence; an engine that failed is tried again next time.
+    Whatever an engine raises becomes the reason of its absence; an engine that failed is tried again next time. One
+    that was interrupted finds what it had left.
 
     Args:
         peer: the engine.
@@ -106,9 +108,11 @@ def prepare(peer: Peer, source: Source, folder: Path) -> Artifact:
     kept = _read(folder, empty, key, source.threads)
     if kept is not None and kept.absent is None:
         return kept
-    if folder.exists():
+    mark = folder / KEY
+    if folder.exists() and not (mark.exists() and mark.read_text(encoding="utf-8") == key):
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(key, encoding="utf-8")
     request = Request(source.program, source.samples, folder, source.threads, source.options)
     made, stages, fault = _run(peer, request)
     if made is None:

@@ -51,7 +51,7 @@ class Request:
     Attributes:
         program: the float model, a ``.pt2`` archive.
         samples: calibration data.
-        folder: an empty folder to write into.
+        folder: a folder to write into; empty, or with what an interrupted preparation of the same left.
         threads: numbers of threads that it will be run with.
         options: what the user says about engines.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from qcompiler.driver.peers.base import Made, Peer, Request, Stage, size_of
 
@@ -46,7 +47,7 @@ def prepare(request: Request, stage: Stage) -> Made:
                 relax.transform.AttachAttrLayoutFreeBuffers(),
             ]
         )(module)
-        trials = request.options.tvm_trials
+        left = max(1, request.options.tvm_trials - _records(work))  # an interrupted search goes on
         with stage("tune"):
             tasks = len(ms.relax_integration.extract_tasks(module, target))
             database = ms.relax_integration.tune_relax(
@@ -54,9 +55,9 @@ def prepare(request: Request, stage: Stage) -> Made:
                 {},
                 target,
                 str(work),
-                max_trials_global=trials,
+                max_trials_global=left,
                 # The first round over the kernels takes this many of each: more would leave some without any.
-                num_trials_per_iter=max(1, min(64, trials // tasks)),
+                num_trials_per_iter=max(1, min(64, left // tasks)),
                 seed=0,
                 builder=ms.builder.LocalBuilder(
                     timeout_sec=BUILD_SECONDS, initializer=tvm_light.initialize, f_build=tvm_light.build
@@ -75,6 +76,12 @@ def prepare(request: Request, stage: Stage) -> Made:
             )(module)
             tvm.compile(module, target=target).export_library(str(path))
     return request.for_all_threads(path, size_of(path))
+
+
+def _records(work: Path) -> int:
+    """Trials that the search's log has."""
+    log = work / "database_tuning_record.json"
+    return len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
 
 
 PEER = Peer(
