@@ -102,7 +102,7 @@ def write(destination: Path, scratch: Path, seed: int = 0, **changes: Any) -> Pa
     """Compiles the module and writes its bundle; ``changes`` replace fields of the manifest."""
     made = library(scratch / f"library{seed}.so", seed)
     return bundle.write(
-        destination, made, dataclasses.replace(manifest(), **changes), {"README.md": b"A test's bundle.\n"}
+        destination, made, dataclasses.replace(manifest(), **changes), {"NOTES.md": b"A test's bundle.\n"}
     )
 
 

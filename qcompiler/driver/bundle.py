@@ -17,6 +17,7 @@ from pathlib import Path
 import tvm_ffi.libinfo
 from tvm import libinfo
 
+from qcompiler.driver.c_runtime import c_runtime_files
 from qcompiler.errors import BundleError
 from qcompiler.runtime.library import sha256
 from qcompiler.runtime.manifest import (
@@ -26,6 +27,8 @@ from qcompiler.runtime.manifest import (
     RUNTIME_LIBRARY_NAME,
     Manifest,
 )
+from qcompiler.runtime.manifest_text import MANIFEST_TEXT_NAME, manifest_text
+from qcompiler.runtime.signature import SIGNATURE_NAME
 
 REFERENCE_NAME = "reference.json.gz"
 """File of a bundle that holds the module the reference interprets."""
@@ -67,9 +70,14 @@ def write(
     Raises:
         BundleError: ``destination`` exists and is no bundle, a file's path leaves the bundle or is taken, or
             the bundle cannot be written, for lack of room or permission.
+        BuildError: the C runtime cannot be compiled.
     """
     target = Path(destination).absolute()
-    sources: dict[str, Path | bytes] = {LIBRARY_NAME: library, **runtime_libraries()}
+    sources: dict[str, Path | bytes] = {
+        LIBRARY_NAME: library,
+        **runtime_libraries(),
+        **c_runtime_files(manifest),
+    }
     for name, source in (extra_files or {}).items():
         _check_extra(name, sources)
         sources[name] = source
@@ -81,8 +89,10 @@ def write(
             for name, source in sources.items():
                 _write_file(partial / name, source)
             digests = {name: sha256(partial / name) for name in sources}
-            text = dataclasses.replace(manifest, files=digests).to_json()
-            _write_file(partial / MANIFEST_NAME, text.encode())
+            complete = dataclasses.replace(manifest, files=digests)
+            json_bytes = complete.to_json().encode()
+            _write_file(partial / MANIFEST_NAME, json_bytes)
+            _write_file(partial / MANIFEST_TEXT_NAME, manifest_text(complete, json_bytes))
             for folder in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
                 sync_folder(folder)
             _move_into_place(partial, target)
@@ -96,9 +106,9 @@ def _check_extra(name: str, taken: Mapping[str, object]) -> None:
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or path.as_posix() != name or not path.parts:
         raise BundleError(
-            f"extra file {name!r}: give a plain path relative to the bundle, such as 'README.md'"
+            f"extra file {name!r}: give a plain path relative to the bundle, such as 'NOTES.md'"
         )
-    if name in taken or name == MANIFEST_NAME:
+    if name in taken or name in (MANIFEST_NAME, MANIFEST_TEXT_NAME, SIGNATURE_NAME):
         raise BundleError(f"extra file {name!r} is a file that every bundle has; choose another name")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from qcompiler.errors import BundleError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the bundle's format; a reader refuses every other one."""
 
 MANIFEST_NAME = "manifest.json"
@@ -158,7 +158,8 @@ class Manifest:
         tuned_threads: numbers of threads that tuned kernels were measured at; none if no kernel is tuned. The library
             runs on any number.
         alternatives: targets of the same family, fastest first, for the message to a CPU that lacks features.
-        files: SHA-256, in hexadecimal, of every file of the bundle but the manifest, by relative path.
+        files: SHA-256, in hexadecimal, of every file of the bundle but the manifest, its text form and
+            their signature, by relative path.
         format_version: version of the bundle's format.
     """
 
