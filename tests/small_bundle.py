@@ -16,7 +16,10 @@ from tvm import relax
 
 from qcompiler.driver import bundle
 from qcompiler.driver.link import link_shared
+from qcompiler.passes import pipeline
+from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.runtime import FloatRecord, LayerRecord, Manifest, TargetNeeds, TensorSpec, Versions
+from qcompiler.runtime.manifest import CONSTANTS_NAME
 
 SCALE = 0.5
 
@@ -93,17 +96,22 @@ def manifest() -> Manifest:
 
 
 def library(path: Path, seed: int = 0) -> Path:
+    """The module's library; its argument after the inputs is :func:`weights`."""
     target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 2})
-    tvm.compile(module(seed), target=target).export_library(str(path), fcompile=link_shared)
+    lift = LiftConstants()
+    lifted = lift(pipeline.to_machine(module(seed), target, pipeline.Dump(None)))
+    assert [c.tobytes() for c in lift.constants] == [weights(seed).tobytes()]
+    relax.build(lifted, target, relax_pipeline=None).export_library(str(path), fcompile=link_shared)
     return path
 
 
 def write(destination: Path, scratch: Path, seed: int = 0, **changes: Any) -> Path:
     """Compiles the module and writes its bundle; ``changes`` replace fields of the manifest."""
     made = library(scratch / f"library{seed}.so", seed)
-    return bundle.write(
-        destination, made, dataclasses.replace(manifest(), **changes), {"NOTES.md": b"A test's bundle.\n"}
-    )
+    constants = [weights(seed)]
+    complete = dataclasses.replace(manifest(), constants=bundle.constant_specs(constants))
+    extra = {CONSTANTS_NAME: bundle.constants_bytes(constants), "NOTES.md": b"A test's bundle.\n"}
+    return bundle.write(destination, made, dataclasses.replace(complete, **changes), extra)
 
 
 def _ffi_version() -> str:

@@ -10,21 +10,25 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tvm_ffi.libinfo
+from numpy.typing import NDArray
 from tvm import libinfo
 
 from qcompiler.driver.c_runtime import c_runtime_files
 from qcompiler.errors import BundleError
 from qcompiler.runtime.library import sha256
 from qcompiler.runtime.manifest import (
+    CONSTANT_ALIGNMENT,
     FFI_LIBRARY_NAME,
     LIBRARY_NAME,
     MANIFEST_NAME,
     RUNTIME_LIBRARY_NAME,
+    ConstantSpec,
     Manifest,
 )
 from qcompiler.runtime.manifest_text import MANIFEST_TEXT_NAME, manifest_text
@@ -100,6 +104,21 @@ def write(
     except OSError as error:
         raise BundleError(f"bundle {target} cannot be written: {error}") from error
     return target
+
+
+def constant_specs(constants: Sequence[NDArray[Any]]) -> tuple[ConstantSpec, ...]:
+    """Where each of ``constants`` stands in :func:`constants_bytes`."""
+    specs = []
+    offset = 0
+    for values in constants:
+        specs.append(ConstantSpec(values.shape, values.dtype.name, offset))
+        offset += -(-values.nbytes // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT
+    return tuple(specs)
+
+
+def constants_bytes(constants: Sequence[NDArray[Any]]) -> bytes:
+    """The content of ``constants.bin``: dense arrays, each at a multiple of 64 bytes, with zeros between them."""
+    return b"".join(values.tobytes() + bytes(-values.nbytes % CONSTANT_ALIGNMENT) for values in constants)
 
 
 def _check_extra(name: str, taken: Mapping[str, object]) -> None:

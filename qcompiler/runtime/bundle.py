@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qcompiler.errors import BundleError
 from qcompiler.runtime.cpu import check_cpu
-from qcompiler.runtime.library import load_library, sha256
-from qcompiler.runtime.manifest import MANIFEST_NAME, REQUIRED_FILES, Manifest
+from qcompiler.runtime.library import load_library, map_constants, sha256
+from qcompiler.runtime.manifest import CONSTANTS_NAME, MANIFEST_NAME, REQUIRED_FILES, Manifest
 from qcompiler.runtime.manifest_text import MANIFEST_TEXT_NAME, check_manifest_text
 from qcompiler.runtime.model import Model
 from qcompiler.runtime.signature import SIGNATURE_NAME, check_signature
@@ -40,7 +40,7 @@ def load(
     path = Path(bundle)
     manifest = verify(path, require_signature=require_signature)
     check_cpu(manifest)
-    return Model(manifest, load_library(path, manifest), count)
+    return Model(manifest, load_library(path, manifest), count, map_constants(path, manifest))
 
 
 def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
@@ -90,7 +90,8 @@ def verify(
     path = Path(bundle)
     manifest, json_bytes = _read_manifest(path)
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST_NAME}
-    missing = sorted({*manifest.files, *REQUIRED_FILES, MANIFEST_TEXT_NAME} - present)
+    required = {*manifest.files, *REQUIRED_FILES, MANIFEST_TEXT_NAME}
+    missing = sorted(required.union([CONSTANTS_NAME] if manifest.constants else []) - present)
     if missing:
         raise BundleError(
             f"bundle {path} lacks {', '.join(missing)}; copy it again, or compile the model again"

@@ -16,8 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from qcompiler.errors import BundleError
-from qcompiler.runtime.manifest import LIBRARY_NAME, RUNTIME_LIBRARY_NAME, Manifest
+from qcompiler.runtime.manifest import CONSTANTS_NAME, LIBRARY_NAME, RUNTIME_LIBRARY_NAME, Manifest
 
 ENTRY = "main"
 """Name of the model's function in the library."""
@@ -75,6 +78,28 @@ def load_library(bundle: Path, manifest: Manifest) -> Any:
         alias = Path(folder) / LIBRARY_NAME
         os.symlink((bundle / LIBRARY_NAME).resolve(), alias)
         return ffi.load_module(str(alias), keep_module_alive=False)
+
+
+def map_constants(bundle: Path, manifest: Manifest) -> list[npt.NDArray[Any]]:
+    """The constants of a bundle, in memory that is mapped from its file: a page is read when it is first needed.
+
+    Raises:
+        BundleError: the file is smaller than the manifest says.
+    """
+    if not manifest.constants:
+        return []
+    # Copy-on-write: DLPack cannot tell the kernel of read-only memory, so NumPy refuses to pass it on.
+    content = np.memmap(bundle / CONSTANTS_NAME, dtype=np.uint8, mode="c")
+    end = max(spec.offset + spec.size for spec in manifest.constants)
+    if end > content.size:
+        raise BundleError(
+            f"bundle {bundle}: {CONSTANTS_NAME} has {content.size} bytes, and the manifest says {end}; compile the "
+            "model again"
+        )
+    return [
+        content[spec.offset : spec.offset + spec.size].view(spec.dtype).reshape(spec.shape)
+        for spec in manifest.constants
+    ]
 
 
 def new_machine(module: Any) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from qcompiler.errors import BundleError
 from qcompiler.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, TensorSpec
@@ -38,6 +38,7 @@ def manifest_text(manifest: Manifest, json_bytes: bytes) -> bytes:
         _line("family", [str(manifest.target["family"])]),
         *(_tensor("input", spec) for spec in manifest.inputs),
         *(_tensor("output", spec) for spec in manifest.outputs),
+        *(_line("constant", [c.dtype, _shape(c.shape), str(c.offset)]) for c in manifest.constants),
         *(_line("file", [digest, path]) for path, digest in sorted(files.items())),
     ]
     content = "".join(lines).encode("ascii")
@@ -72,10 +73,13 @@ def _line(keyword: str, fields: Iterable[str]) -> str:
     return " ".join([keyword, *(urllib.parse.quote(field, safe="/,:+") for field in fields)]) + "\n"
 
 
+def _shape(extents: Sequence[int]) -> str:
+    return ",".join(map(str, extents)) or "-"
+
+
 def _tensor(kind: str, spec: TensorSpec) -> str:
-    shape = ",".join(map(str, spec.shape)) or "-"
     quantization = "-"
     if spec.scale is not None:
         (bits,) = struct.unpack("<Q", struct.pack("<d", spec.scale))
         quantization = f"{bits:016x}:{spec.zero_point}"
-    return _line(kind, [spec.name, spec.dtype, shape, quantization])
+    return _line(kind, [spec.name, spec.dtype, _shape(spec.shape), quantization])

@@ -28,10 +28,20 @@ class Model:
     library and its constants are shared. Each calling thread has its own ``threads`` workers.
     """
 
-    def __init__(self, manifest: Manifest, module: Any, threads: int) -> None:
+    def __init__(
+        self, manifest: Manifest, module: Any, threads: int, constants: Sequence[Array] = ()
+    ) -> None:
+        """
+        Args:
+            manifest: of the bundle.
+            module: the loaded library.
+            threads: of one run.
+            constants: the arguments that follow the inputs, dense and aligned.
+        """
         self._manifest = manifest
         self._module = module
         self._threads = threads
+        self._constants = [import_ffi().from_dlpack(array) for array in constants]
         self._idle: list[Callable[..., Any]] = []
         self._lock = threading.Lock()
         # Positions of outputs that lie in memory which is not theirs alone; None until the first run finds
@@ -162,10 +172,11 @@ class Model:
         ]
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
-        """The inputs as TVM's tensors, which keep the memory that they show alive."""
+        """The arguments as TVM's tensors, which keep the memory that they show alive."""
         from_dlpack = import_ffi().from_dlpack
         values = order_inputs(self.inputs, inputs)
-        return [from_dlpack(to_array(spec, value)) for spec, value in zip(self.inputs, values, strict=True)]
+        tensors = [from_dlpack(to_array(spec, value)) for spec, value in zip(self.inputs, values, strict=True)]
+        return tensors + self._constants
 
     @contextmanager
     def _machine(self) -> Iterator[Callable[..., Any]]:

@@ -62,6 +62,8 @@ qc_status check_bundle(const char *bundle, const manifest *m) {
   for (size_t i = 0; i < sizeof required / sizeof *required; ++i)
     if (!manifest_file(m, required[i]))
       return fail(QC_ERROR_BUNDLE, "bundle %s: its manifest lists no %s; compile the model again", bundle, required[i]);
+  if (m->constant_count && !manifest_file(m, CONSTANTS))
+    return fail(QC_ERROR_BUNDLE, "bundle %s: its manifest lists no " CONSTANTS "; compile the model again", bundle);
   for (size_t i = 0; i < m->file_count; ++i) {
     char *path = join_path(bundle, m->files[i].path);
     if (!path) return out_of_memory();

@@ -11,6 +11,7 @@
 #define MANIFEST_TEXT "manifest.txt"
 #define SIGNATURE "manifest.sig"
 #define LIBRARY "model.so"
+#define CONSTANTS "constants.bin"
 #define TVM_RUNTIME "lib/libtvm_runtime.so"
 #define TVM_FFI "lib/libtvm_ffi.so"
 
@@ -42,17 +43,19 @@ void sha256_hex(sha256_context *context, char hex[DIGEST_HEX + 1]);
 /* files.c */
 char *join_path(const char *folder, const char *name); /* NULL if out of memory */
 qc_status read_text(const char *path, size_t limit, char **text, size_t *size);
+qc_status map_file(const char *path, void **data, size_t *size); /* read-only */
 qc_status hash_file(const char *path, char hex[DIGEST_HEX + 1]); /* QC_ERROR_BUNDLE if it cannot be read */
 
 /* manifest.c */
 typedef struct {
-  char *name, *dtype_name;
+  const char *name, *dtype_name;
   DLDataType dtype;
   int64_t *shape;
   size_t ndim, size;
   bool quantized;
   double scale;
   int32_t zero_point;
+  size_t offset; /* of a constant, in its file */
 } tensor_spec;
 
 typedef struct {
@@ -71,9 +74,9 @@ typedef struct {
   target_needs target;
   char *family;
   target_needs *alternatives;
-  tensor_spec *inputs, *outputs;
+  tensor_spec *inputs, *outputs, *constants;
   file_entry *files;
-  size_t alternative_count, input_count, output_count, file_count;
+  size_t alternative_count, input_count, output_count, constant_count, file_count;
 } manifest;
 
 qc_status manifest_read(const char *bundle, manifest *out); /* what it allocates is freed even after a failure */

@@ -86,13 +86,19 @@ static qc_status parse_shape(char *text, tensor_spec *spec) {
   }
 }
 
+static tensor_spec *new_tensor(tensor_spec **specs, size_t *count) {
+  tensor_spec *list = grow(*specs, *count, sizeof *list);
+  if (!list) return NULL;
+  *specs = list;
+  list[*count] = (tensor_spec){0};
+  return &list[(*count)++];
+}
+
 /* name dtype shape, and - or bits-of-the-scale:zero-point. The bits of a double do not depend on a locale. */
 static qc_status parse_tensor(char *rest, tensor_spec **specs, size_t *count) {
-  tensor_spec *list = grow(*specs, *count, sizeof *list);
-  if (!list) return out_of_memory();
-  *specs = list;
-  tensor_spec *spec = &list[(*count)++];
-  *spec = (tensor_spec){.name = next_field(&rest)};
+  tensor_spec *spec = new_tensor(specs, count);
+  if (!spec) return out_of_memory();
+  spec->name = next_field(&rest);
   spec->dtype_name = next_field(&rest);
   char *shape = next_field(&rest);
   char *quantization = next_field(&rest);
@@ -108,6 +114,20 @@ static qc_status parse_tensor(char *rest, tensor_spec **specs, size_t *count) {
     if (*end) return malformed("tensor");
   }
   return QC_OK;
+}
+
+/* dtype shape offset */
+static qc_status parse_constant(char *rest, manifest *m) {
+  tensor_spec *spec = new_tensor(&m->constants, &m->constant_count);
+  if (!spec) return out_of_memory();
+  spec->name = CONSTANTS;
+  spec->dtype_name = next_field(&rest);
+  char *shape = next_field(&rest);
+  char *offset = next_field(&rest), *end;
+  if (!offset || rest || !parse_dtype(spec->dtype_name, &spec->dtype)) return malformed("constant");
+  TRY(parse_shape(shape, spec));
+  spec->offset = strtoull(offset, &end, 10);
+  return *end || spec->offset % ALIGNMENT ? malformed("constant") : QC_OK;
 }
 
 static qc_status parse_needs(char *rest, target_needs *needs) {
@@ -152,6 +172,7 @@ static qc_status parse_line(char *line, manifest *m) {
   if (!strcmp(keyword, "target")) return parse_needs(rest, &m->target);
   if (!strcmp(keyword, "input")) return parse_tensor(rest, &m->inputs, &m->input_count);
   if (!strcmp(keyword, "output")) return parse_tensor(rest, &m->outputs, &m->output_count);
+  if (!strcmp(keyword, "constant")) return parse_constant(rest, m);
   if (!strcmp(keyword, "file")) return parse_file(rest, m);
   if (!strcmp(keyword, "family")) {
     m->family = next_field(&rest);
@@ -229,11 +250,13 @@ qc_status manifest_read(const char *bundle, manifest *out) {
 void manifest_free(manifest *m) {
   for (size_t i = 0; i < m->input_count; ++i) free(m->inputs[i].shape);
   for (size_t i = 0; i < m->output_count; ++i) free(m->outputs[i].shape);
+  for (size_t i = 0; i < m->constant_count; ++i) free(m->constants[i].shape);
   for (size_t i = 0; i < m->alternative_count; ++i) free(m->alternatives[i].features);
   free(m->target.features);
   free(m->alternatives);
   free(m->inputs);
   free(m->outputs);
+  free(m->constants);
   free(m->files);
   free(m->text);
   *m = (manifest){0};

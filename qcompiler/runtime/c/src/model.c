@@ -2,6 +2,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "internal.h"
 
@@ -11,13 +12,16 @@ typedef struct slot {
   struct slot *next;
   tvm_machine *machine;
   void **copies;           /* an input's aligned copy, where one was needed */
-  tvm_handle *arguments;   /* room for the inputs' tensors of a call */
-  const DLTensor **outputs; /* and for the outputs' */
+  tvm_handle *arguments;    /* of a call: room for the inputs' tensors, then the constants' */
+  const DLTensor **outputs; /* of a call */
 } slot;
 
 struct qc_model {
   manifest manifest;
   tvm_library *library;
+  void *mapped; /* the file of the constants */
+  size_t mapped_size;
+  tvm_handle *constants; /* tensors over it */
   _Atomic int threads;
   int initial_threads;
   pthread_mutex_t lock;
@@ -39,15 +43,17 @@ static qc_status new_slot(qc_model *model, slot **out) {
   slot *s = calloc(1, sizeof *s);
   if (!s) return out_of_memory();
   s->copies = calloc(inputs + 1, sizeof *s->copies);
-  s->arguments = calloc(inputs + 1, sizeof *s->arguments);
+  s->arguments = calloc(inputs + model->manifest.constant_count + 1, sizeof *s->arguments);
   s->outputs = calloc(model->manifest.output_count + 1, sizeof *s->outputs);
   qc_status status = s->copies && s->arguments && s->outputs ? tvm_new_machine(model->library, &s->machine)
                                                              : out_of_memory();
-  if (status != QC_OK)
+  if (status != QC_OK) {
     free_slot(s, inputs);
-  else
-    *out = s;
-  return status;
+    return status;
+  }
+  for (size_t i = 0; i < model->manifest.constant_count; ++i) s->arguments[inputs + i] = model->constants[i];
+  *out = s;
+  return QC_OK;
 }
 
 static qc_status take_slot(qc_model *model, slot **out) {
@@ -65,11 +71,29 @@ static void give_back(qc_model *model, slot *s) {
   pthread_mutex_unlock(&model->lock);
 }
 
+static qc_status map_constants(const char *bundle, qc_model *model) {
+  const manifest *m = &model->manifest;
+  if (!m->constant_count) return QC_OK;
+  char *path = join_path(bundle, CONSTANTS);
+  model->constants = calloc(m->constant_count, sizeof *model->constants);
+  qc_status status = path && model->constants ? map_file(path, &model->mapped, &model->mapped_size) : out_of_memory();
+  free(path);
+  for (size_t i = 0; status == QC_OK && i < m->constant_count; ++i) {
+    const tensor_spec *spec = &m->constants[i];
+    if (spec->offset > model->mapped_size || spec->size > model->mapped_size - spec->offset)
+      return fail(QC_ERROR_BUNDLE, "bundle %s: " CONSTANTS " is smaller than the manifest says; compile the model again",
+                  bundle);
+    status = tvm_tensor(spec, (char *)model->mapped + spec->offset, &model->constants[i]);
+  }
+  return status;
+}
+
 static qc_status load(const char *bundle, qc_model *model) {
   TRY(manifest_read(bundle, &model->manifest));
   TRY(check_bundle(bundle, &model->manifest));
   TRY(check_cpu(&model->manifest));
   TRY(tvm_load(bundle, &model->manifest, &model->library));
+  TRY(map_constants(bundle, model));
   slot *first = NULL; /* now, so that a library that does not start is told here */
   TRY(take_slot(model, &first));
   give_back(model, first);
@@ -96,6 +120,9 @@ void qc_free(qc_model *model) {
     next = s->next;
     free_slot(s, model->manifest.input_count);
   }
+  for (size_t i = 0; model->constants && i < model->manifest.constant_count; ++i) tvm_release(model->constants[i]);
+  free(model->constants);
+  if (model->mapped) munmap(model->mapped, model->mapped_size);
   tvm_unload(model->library);
   manifest_free(&model->manifest);
   pthread_mutex_destroy(&model->lock);
@@ -188,7 +215,7 @@ static qc_status run(const manifest *m, slot *s, const qc_buffer *inputs, const 
     status = wrap_input(&m->inputs[wrapped], &inputs[wrapped], &s->copies[wrapped], &s->arguments[wrapped]);
   tvm_handle result = NULL;
   if (status == QC_OK)
-    status = tvm_call(s->machine, s->arguments, m->input_count, &result, s->outputs, m->output_count);
+    status = tvm_call(s->machine, s->arguments, m->input_count + m->constant_count, &result, s->outputs, m->output_count);
   for (size_t i = 0; i < wrapped; ++i) tvm_release(s->arguments[i]);
   for (size_t i = 0; status == QC_OK && i < m->output_count; ++i) {
     status = check_output(&m->outputs[i], s->outputs[i]);

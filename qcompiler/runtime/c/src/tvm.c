@@ -270,7 +270,7 @@ qc_status tvm_tensor(const tensor_spec *spec, void *data, tvm_handle *out) {
                                .device = {kDLCPU, 0},
                                .ndim = (int32_t)spec->ndim,
                                .dtype = spec->dtype,
-                               .shape = spec->shape};
+                               .shape = spec->shape}; /* read only, and as long as the model */
   view->deleter = free_view;
   if (tvm.from_dlpack(view, ALIGNMENT, 1, out) == 0) return QC_OK;
   free(view);
