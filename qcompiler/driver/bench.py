@@ -100,6 +100,7 @@ def bench(
     model: str | None = None,
     calibration: Path | None = None,
     rounds: int = 10,
+    require_signature: Path | None = None,
     progress: bool = False,
 ) -> BenchResult:
     """Measures how long one run takes.
@@ -112,6 +113,7 @@ def bench(
         calibration: ``.npz`` that they are quantized with; its first sample is what all engines run on.
             Random numbers if not given.
         rounds: measurements of each engine.
+        require_signature: a public key; the bundle must be signed by its owner.
         progress: show a progress bar.
 
     Raises:
@@ -126,7 +128,7 @@ def bench(
         raise ConfigError(f"rounds is {rounds}; it must be at least 1")
     if peers and (model is None or calibration is None):
         raise ConfigError("other engines need the model to run: give --model and --calibration")
-    manifest = runtime.verify(bundle)
+    manifest = runtime.verify(bundle, require_signature=require_signature)
     with tempfile.TemporaryDirectory(prefix="qcompiler-bench-") as scratch:
         folder = Path(scratch)
         samples = None if calibration is None else read_samples(calibration, manifest.inputs)

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import fcntl
 import glob
+import importlib.metadata
 import os
 import secrets
 import shutil
@@ -50,6 +51,16 @@ def runtime_libraries() -> dict[str, Path]:
     }
 
 
+def license_files() -> dict[str, Path]:
+    """The licences under which a bundle passes on TVM's libraries, by their paths in it."""
+    return {
+        f"licenses/{package}/{file.name}": Path(str(file.locate()))
+        for package in ("apache-tvm", "apache-tvm-ffi")
+        for file in importlib.metadata.files(package) or ()
+        if file.parent.name == "licenses"
+    }
+
+
 def write(
     destination: str | os.PathLike[str],
     library: Path,
@@ -80,6 +91,7 @@ def write(
     sources: dict[str, Path | bytes] = {
         LIBRARY_NAME: library,
         **runtime_libraries(),
+        **license_files(),
         **c_runtime_files(manifest),
     }
     for name, source in (extra_files or {}).items():

@@ -11,20 +11,17 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import tvm_ffi.libinfo
 
 import qcompiler.runtime
 from qcompiler._version import __version__
+from qcompiler.driver.machines import machine_of
 from qcompiler.errors import BuildError
 from qcompiler.runtime.manifest import Manifest, TensorSpec
 
 SOURCE = Path(qcompiler.runtime.__file__).parent / "c"
-
-MACHINES: Mapping[str, str] = {"x86": "x86_64-linux-gnu.2.28"}
-"""Machine and C library, as zig names them, by target family. The C library is the one that TVM's wheels need."""
 
 _OPTIONS = (
     "-shared", "-s", "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wl,-soname,libqc_runtime.so",
@@ -72,8 +69,7 @@ def library(family: str) -> bytes:
     Raises:
         BuildError: no machine is known for the family, or the compiler is missing or failed.
     """
-    if family not in MACHINES:
-        raise BuildError(f"no C runtime for targets of family {family!r}; known: {', '.join(MACHINES)}")
+    triple = machine_of(family).triple
     if importlib.util.find_spec("ziglang") is None:
         raise BuildError("no C compiler: the package ziglang is not installed; run pip install ziglang")
     sources = sorted(path.name for path in (SOURCE / "src").glob("*.c"))
@@ -81,7 +77,7 @@ def library(family: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         output = Path(folder) / "libqc_runtime.so"
         command = [
-            *(sys.executable, "-m", "ziglang", "cc", "-target", MACHINES[family]),
+            *(sys.executable, "-m", "ziglang", "cc", "-target", triple),
             *_OPTIONS,
             f'-DQC_VERSION="{__version__}"',
             *(f"-I{path}" for path in includes),

@@ -54,9 +54,7 @@ class TensorSpec:
     def __post_init__(self) -> None:
         _require(bool(self.name), "a tensor has an empty name")
         _require(all(d >= 0 for d in self.shape), f"tensor {self.name!r} has a negative extent: {self.shape}")
-        _require(
-            _is_dtype(self.dtype), f"tensor {self.name!r} has dtype {self.dtype!r}, unknown to NumPy"
-        )
+        _require(_is_dtype(self.dtype), f"tensor {self.name!r} has dtype {self.dtype!r}, unknown to NumPy")
         _require(
             (self.scale is None) == (self.zero_point is None),
             f"tensor {self.name!r} has one of scale and zero_point; it must have both or none",

@@ -175,7 +175,9 @@ class Model:
         """The arguments as TVM's tensors, which keep the memory that they show alive."""
         from_dlpack = import_ffi().from_dlpack
         values = order_inputs(self.inputs, inputs)
-        tensors = [from_dlpack(to_array(spec, value)) for spec, value in zip(self.inputs, values, strict=True)]
+        tensors = [
+            from_dlpack(to_array(spec, value)) for spec, value in zip(self.inputs, values, strict=True)
+        ]
         return tensors + self._constants
 
     @contextmanager
