@@ -13,7 +13,8 @@ After::
 TVM keeps constants in the library's data and copies them twice when it loads it. Arguments are tensors over memory that
 is mapped from a file: nothing is copied, a page is read when it is first needed, and processes with the same model
 share it. The pass comes last, after the checks of arguments were generated: constants need none. Small constants stay,
-since an argument costs some nanoseconds a run.
+since an argument costs some nanoseconds a run; but not those that ``main`` returns, so that whoever runs it can tell
+an output that is the model's own memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 from tvm import relax
-from tvm.ir import Constant
+from tvm.ir import Constant, GlobalVar
 
 from qcompiler.passes.graph import MAIN, array
 
@@ -68,21 +69,23 @@ class _Lift:
         self.known: dict[tuple[str, tuple[int, ...], bytes], relax.Var] = {}
 
     def replaced(self, expr: relax.Expr) -> relax.Expr:
-        """``expr`` with parameters for large constants; in this phase they are arguments, or fields of a tuple."""
+        """``expr`` with parameters for constants: large ones where a kernel reads them, all others elsewhere."""
         if isinstance(expr, Constant):
             return self.parameter(expr)
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self.replaced(field) for field in expr.fields])
         if isinstance(expr, relax.Call):
-            args = [self.replaced(arg) for arg in expr.args]
+            least = self.min_bytes if isinstance(expr.op, GlobalVar) else 0
+            args = [self.parameter(arg, least) if isinstance(arg, Constant) else arg for arg in expr.args]
             return relax.Call(expr.op, args, expr.attrs, expr.ty_args, expr.span)
         return expr
 
-    def parameter(self, constant: Constant) -> relax.Expr:
+    def parameter(self, constant: Constant, least: int = 0) -> relax.Expr:
+        """A parameter for a tensor of at least so many bytes; any other constant as it is."""
         if not isinstance(constant.ty, relax.TensorType):
             return constant
         values = np.ascontiguousarray(array(constant))
-        if values.nbytes < self.min_bytes:
+        if values.nbytes < least:
             return constant
         key = (str(values.dtype), values.shape, hashlib.sha256(values.tobytes()).digest())
         if key not in self.known:

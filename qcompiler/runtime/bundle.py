@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qcompiler.errors import BundleError
 from qcompiler.runtime.cpu import check_cpu
-from qcompiler.runtime.library import load_library, map_constants, sha256
+from qcompiler.runtime.library import load_library, map_constants, sha256_of_files
 from qcompiler.runtime.manifest import CONSTANTS_NAME, MANIFEST_NAME, REQUIRED_FILES, Manifest
 from qcompiler.runtime.manifest_text import MANIFEST_TEXT_NAME, check_manifest_text
 from qcompiler.runtime.model import Model
@@ -90,8 +90,9 @@ def verify(
     path = Path(bundle)
     manifest, json_bytes = _read_manifest(path)
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST_NAME}
+    files = {name for name in present if (path / name).is_file()}
     required = {*manifest.files, *REQUIRED_FILES, MANIFEST_TEXT_NAME}
-    missing = sorted(required.union([CONSTANTS_NAME] if manifest.constants else []) - present)
+    missing = sorted(required.union([CONSTANTS_NAME] if manifest.constants else []) - files)
     if missing:
         raise BundleError(
             f"bundle {path} lacks {', '.join(missing)}; copy it again, or compile the model again"
@@ -108,8 +109,9 @@ def verify(
         raise BundleError(f"bundle {path}: {error}") from error
     if require_signature is not None:
         check_signature(path, text, Path(require_signature))
+    found = sha256_of_files(path, manifest.files)
     for name, digest in sorted(manifest.files.items()):
-        if sha256(path / name) != digest:
+        if found[name] != digest:
             raise BundleError(
                 f"bundle {path}: {name} is damaged (its SHA-256 is not the manifest's); copy it again, or "
                 "compile the model again"

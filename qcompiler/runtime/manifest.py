@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -315,15 +316,21 @@ def _decode(kind: Any, value: Any, place: str) -> Any:
 def _decode_object(kind: type, value: Any, place: str) -> Any:
     if not isinstance(value, dict):
         raise _mismatch(place, "an object", value)
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    known = _fields(kind)
     unknown = sorted(value.keys() - known.keys())
     if unknown:
         raise BundleError(f"{place}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
     missing = sorted(known.keys() - value.keys())
     if missing:
         raise BundleError(f"{place}: field {missing[0]!r} is missing")
-    return kind(**{name: _decode(hints[name], item, f"{place}.{name}") for name, item in value.items()})
+    return kind(**{name: _decode(known[name], item, f"{place}.{name}") for name, item in value.items()})
+
+
+@functools.cache
+def _fields(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass with their types."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _mismatch(place: str, expected: str, value: Any) -> BundleError:
