@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Bundle, Json, Threads, Traceback, emit_json, guarded
+from qcompiler.cli.options import Bundle, Json, RequireSignature, Threads, Traceback, emit_json, guarded
 
 
 def command(
@@ -27,6 +27,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -36,7 +37,12 @@ def command(
         from qcompiler.driver.profile import profile
 
         result = profile(
-            bundle, data=data, threads=threads, repeat=repeat, peak=None if peak is None else peak * 1e9
+            bundle,
+            data=data,
+            threads=threads,
+            repeat=repeat,
+            peak=None if peak is None else peak * 1e9,
+            require_signature=require_signature,
         )
         if json:
             emit_json(result)

@@ -123,6 +123,7 @@ def bench(
     rounds: int = 10,
     starts: int = 0,
     options: PeerOptions | None = None,
+    require_signature: Path | None = None,
     progress: bool = False,
 ) -> BenchResult:
     """Measures how long one run takes, how a process starts, and what memory it needs.
@@ -137,6 +138,7 @@ def bench(
         rounds: measurements of each engine.
         starts: as of :func:`measure`.
         options: what the user says about engines.
+        require_signature: a public key; the bundle must be signed by its owner.
         progress: show a progress bar.
 
     Raises:
@@ -148,7 +150,7 @@ def bench(
     peers = find_peers(against)
     if peers and (model is None or calibration is None):
         raise ConfigError("other engines need the model to run: give --model and --calibration")
-    manifest = runtime.verify(bundle)
+    manifest = runtime.verify(bundle, require_signature=require_signature)
     settings = options or PeerOptions()
     with tempfile.TemporaryDirectory(prefix="qcompiler-bench-") as scratch:
         folder = Path(scratch)

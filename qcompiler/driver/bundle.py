@@ -7,25 +7,33 @@ import dataclasses
 import errno
 import fcntl
 import glob
+import importlib.metadata
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tvm_ffi.libinfo
+from numpy.typing import NDArray
 from tvm import libinfo
 
+from qcompiler.driver.c_runtime import c_runtime_files
 from qcompiler.errors import BundleError
 from qcompiler.runtime.library import sha256
 from qcompiler.runtime.manifest import (
+    CONSTANT_ALIGNMENT,
     FFI_LIBRARY_NAME,
     LIBRARY_NAME,
     MANIFEST_NAME,
     RUNTIME_LIBRARY_NAME,
+    ConstantSpec,
     Manifest,
 )
+from qcompiler.runtime.manifest_text import MANIFEST_TEXT_NAME, manifest_text
+from qcompiler.runtime.signature import SIGNATURE_NAME
 
 REFERENCE_NAME = "reference.json.gz"
 """File of a bundle that holds the module the reference interprets."""
@@ -40,6 +48,16 @@ def runtime_libraries() -> dict[str, Path]:
     return {
         RUNTIME_LIBRARY_NAME: Path(libinfo.find_libtvm_runtime()),
         FFI_LIBRARY_NAME: Path(tvm_ffi.libinfo.find_libtvm_ffi()),
+    }
+
+
+def license_files() -> dict[str, Path]:
+    """The licences under which a bundle passes on TVM's libraries, by their paths in it."""
+    return {
+        f"licenses/{package}/{file.name}": Path(str(file.locate()))
+        for package in ("apache-tvm", "apache-tvm-ffi")
+        for file in importlib.metadata.files(package) or ()
+        if file.parent.name == "licenses"
     }
 
 
@@ -67,9 +85,15 @@ def write(
     Raises:
         BundleError: ``destination`` exists and is no bundle, a file's path leaves the bundle or is taken, or
             the bundle cannot be written, for lack of room or permission.
+        BuildError: the C runtime cannot be compiled.
     """
     target = Path(destination).absolute()
-    sources: dict[str, Path | bytes] = {LIBRARY_NAME: library, **runtime_libraries()}
+    sources: dict[str, Path | bytes] = {
+        LIBRARY_NAME: library,
+        **runtime_libraries(),
+        **license_files(),
+        **c_runtime_files(manifest),
+    }
     for name, source in (extra_files or {}).items():
         _check_extra(name, sources)
         sources[name] = source
@@ -81,8 +105,10 @@ def write(
             for name, source in sources.items():
                 _write_file(partial / name, source)
             digests = {name: sha256(partial / name) for name in sources}
-            text = dataclasses.replace(manifest, files=digests).to_json()
-            _write_file(partial / MANIFEST_NAME, text.encode())
+            complete = dataclasses.replace(manifest, files=digests)
+            json_bytes = complete.to_json().encode()
+            _write_file(partial / MANIFEST_NAME, json_bytes)
+            _write_file(partial / MANIFEST_TEXT_NAME, manifest_text(complete, json_bytes))
             for folder in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
                 sync_folder(folder)
             _move_into_place(partial, target)
@@ -92,13 +118,28 @@ def write(
     return target
 
 
+def constant_specs(constants: Sequence[NDArray[Any]]) -> tuple[ConstantSpec, ...]:
+    """Where each of ``constants`` stands in :func:`constants_bytes`."""
+    specs = []
+    offset = 0
+    for values in constants:
+        specs.append(ConstantSpec(values.shape, values.dtype.name, offset))
+        offset += -(-values.nbytes // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT
+    return tuple(specs)
+
+
+def constants_bytes(constants: Sequence[NDArray[Any]]) -> bytes:
+    """The content of ``constants.bin``: dense arrays, each at a multiple of 64 bytes, with zeros between them."""
+    return b"".join(values.tobytes() + bytes(-values.nbytes % CONSTANT_ALIGNMENT) for values in constants)
+
+
 def _check_extra(name: str, taken: Mapping[str, object]) -> None:
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or path.as_posix() != name or not path.parts:
         raise BundleError(
-            f"extra file {name!r}: give a plain path relative to the bundle, such as 'README.md'"
+            f"extra file {name!r}: give a plain path relative to the bundle, such as 'NOTES.md'"
         )
-    if name in taken or name == MANIFEST_NAME:
+    if name in taken or name in (MANIFEST_NAME, MANIFEST_TEXT_NAME, SIGNATURE_NAME):
         raise BundleError(f"extra file {name!r} is a file that every bundle has; choose another name")
 
 
