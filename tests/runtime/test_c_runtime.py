@@ -138,7 +138,6 @@ def test_pkg_config_gives_the_options(small_bundle_path: Path) -> None:
             "pkg-config",
             "--cflags",
             "--libs",
-            "--modversion",
             small_bundle_path / "lib/pkgconfig/qc_runtime.pc",
         ],
         capture_output=True,
