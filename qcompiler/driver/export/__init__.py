@@ -85,13 +85,14 @@ def export(
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            write(package, file)
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                write(package, file)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise BundleError(f"{path} cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return Exported(path, format, package.name, version, path.stat().st_size)
 
 
