@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -100,7 +101,7 @@ def prepare_all(job: Job, engines: Sequence[Peer], deadline: float) -> None:
             return
         begin = time.perf_counter()
         artifact = prepare(peer, job.source(), job.folder / peer.name)
-        state = f"absent: {artifact.absent}" if artifact.absent else f"compiled in {artifact.seconds:.1f} s"
+        state = f"absent: {artifact.absent}" if artifact.absent else f"compiled in {artifact.seconds or math.nan:.1f} s"
         print(
             f"{job.network} batch {job.batch} {peer.name}: {state} ({time.perf_counter() - begin:.1f} s)",
             flush=True,
@@ -163,11 +164,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    numbers = {"type": int, "nargs": "+"}
     parser.add_argument("names", nargs="*", help=f"networks; {', '.join(DEFAULT_NETWORKS)} if none is given")
     parser.add_argument("--against", nargs="*", default=list(DEFAULT_PEERS), choices=list(PEERS))
-    parser.add_argument("--batches", default=[1, 8], **numbers)
-    parser.add_argument("--threads", default=[1, 2], **numbers)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=10, help="measurements of each engine in a cell")
     parser.add_argument("--starts", type=int, default=3, help="fresh processes whose start is measured")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results and plots")

@@ -109,7 +109,8 @@ def prepare(peer: Peer, source: Source, folder: Path) -> Artifact:
     if kept is not None and kept.absent is None:
         return kept
     mark = folder / KEY
-    if folder.exists() and not (mark.exists() and mark.read_text(encoding="utf-8") == key):
+    resumed = mark.exists() and mark.read_text(encoding="utf-8") == key
+    if folder.exists() and not resumed:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(key, encoding="utf-8")
@@ -118,7 +119,8 @@ def prepare(peer: Peer, source: Source, folder: Path) -> Artifact:
     if made is None:
         result = replace(empty, absent=f"cannot prepare this model: {fault}")
     else:
-        result = replace(empty, models=made.models, size=made.size, stages=stages)
+        # What an interrupted preparation took before is not known.
+        result = replace(empty, models=made.models, size=made.size, stages={} if resumed else stages)
     _write(folder, result, key)
     return result
 

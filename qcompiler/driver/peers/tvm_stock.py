@@ -47,17 +47,18 @@ def prepare(request: Request, stage: Stage) -> Made:
                 relax.transform.AttachAttrLayoutFreeBuffers(),
             ]
         )(module)
-        left = max(1, request.options.tvm_trials - _records(work))  # an interrupted search goes on
+        trials = request.options.tvm_trials
         with stage("tune"):
             tasks = len(ms.relax_integration.extract_tasks(module, target))
+            left = trials - _records(work)  # an interrupted search goes on
             database = ms.relax_integration.tune_relax(
                 module,
                 {},
                 target,
                 str(work),
-                max_trials_global=left,
+                max_trials_global=max(0, left),
                 # The first round over the kernels takes this many of each: more would leave some without any.
-                num_trials_per_iter=max(1, min(64, left // tasks)),
+                num_trials_per_iter=max(1, min(64, trials // tasks)),
                 seed=0,
                 builder=ms.builder.LocalBuilder(
                     timeout_sec=BUILD_SECONDS, initializer=tvm_light.initialize, f_build=tvm_light.build
