@@ -1,0 +1,268 @@
+"""Dense convolutions and matrix products: register tiles that keep their accumulators over the whole sum.
+
+A tile is some pixels by some vectors of output channels. Pixels are those of all rows and images, one after the other,
+so that a tile may run over the end of a row: only the last tile of all can be narrower. The kernel is written, not
+scheduled; its decisions are the extents of the tile and the order of the loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr
+
+from qcompiler.targets.arm import memory
+from qcompiler.targets.arm.layouts import VECTOR, Window, cut_channels, window_of
+from qcompiler.targets.arm.products import Products, Tile, products
+from qcompiler.targets.arm.requantization import Requantization
+from qcompiler.targets.borders import in_root_block, sequence
+from qcompiler.targets.cpu.channels import ChannelBlocks
+from qcompiler.targets.cpu.shapes import ConvShape, ceil_div, loop_kind
+from qcompiler.targets.cpu.vectors import Body, ramp
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to an accumulator, the bias included.
+
+    Attributes:
+        requantization: to a stored activation, or None for a float32 result.
+        residual_shift: the residual's shift, or None without a residual.
+    """
+
+    requantization: Requantization | None
+    residual_shift: int | None
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.requantization is None else "int8"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Decisions of a dense kernel.
+
+    Attributes:
+        columns: pixels of a tile.
+        vectors: vectors of four output channels of a tile.
+        channel_major: the loop over output channels is outside of the loop over pixels.
+    """
+
+    columns: int
+    vectors: int
+    channel_major: bool
+
+
+class Dense:
+    """A dense convolution without padding of its own, or with ``matrix`` a product of ``[M, K]`` activations.
+
+    The arguments are x, the weights of ``layouts.pack_weight``, bias and multiplier ``[blocks, lanes]``, with a
+    residual the residual and its multiplier and offset, and the output.
+    """
+
+    def __init__(
+        self, shape: ConvShape, epilogue: Epilogue, instruction: str, decision: Decision, *, matrix: bool, paired: bool
+    ) -> None:  # fmt: skip
+        assert not any(shape.padding), shape
+        self.shape, self.epilogue, self.decision, self.matrix = shape, epilogue, decision, matrix
+        self.products: Products = products(instruction, paired=paired)
+        self.cut: ChannelBlocks = cut_channels(shape)
+        self.window: Window = window_of(shape, self.cut, self.products.word)
+        n, oh, ow, co = shape.batch, shape.out_height, shape.out_width, shape.out_channels
+        blocks, lanes = self.cut.blocks, self.cut.lanes
+        self.inputs = n * shape.height * shape.width * shape.in_channels
+        inner = (shape.width, shape.in_channels) if matrix else (n, shape.height, shape.width, shape.in_channels)
+        outer = (ow, co) if matrix else (n, oh, ow, co)
+        self.x = tirx.decl_buffer(inner, "int8", name="x")
+        self.flat = tirx.decl_buffer((self.inputs,), "int8", name="flat_x", data=self.x.data)
+        extents = (blocks, self.window.words, lanes, self.window.word)
+        self.weight = tirx.decl_buffer(extents, "int8", name="weight")
+        size = blocks * self.window.words * lanes * self.window.word
+        self.flat_weight = tirx.decl_buffer((size,), "int8", name="flat_weight", data=self.weight.data)
+        self.constants = {
+            name: tirx.decl_buffer((blocks, lanes), dtype, name=name)
+            for name, dtype in (
+                ("bias", "int32"), ("multiplier", "float32"), ("residual_multiplier", "int32"), ("residual_offset", "int32"),
+            )
+        }  # fmt: skip
+        self.residual = tirx.decl_buffer(outer, "int8", name="residual")
+        self.out = tirx.decl_buffer(outer, epilogue.dtype, name="out")
+
+    def function(self, cycles: int) -> tirx.PrimFunc:
+        """The kernel, which takes about ``cycles`` on one core."""
+        pixels = self.shape.batch * self.shape.out_height * self.shape.out_width
+        columns, vectors = self.decision.columns, self.decision.vectors
+        total = ceil_div(self.shape.out_channels, VECTOR)
+        tiles, panels = ceil_div(pixels, columns), ceil_div(total, vectors)
+        task = tirx.Var("task", "int32")
+        major, minor = (task // tiles, task % tiles) if self.decision.channel_major else (task // panels, task % panels)
+        panel, tile = (major, minor) if self.decision.channel_major else (minor, major)
+
+        whole_panels, rest = divmod(total, vectors)
+        if total * VECTOR > self.shape.out_channels and not rest:
+            whole_panels, rest = whole_panels - 1, vectors  # the last writes fewer channels
+
+        def of_panel(count: int, valid: int) -> tirx.Stmt:
+            return _split(
+                tile, pixels // columns, pixels % columns,
+                lambda last: self._tile(tile * columns, pixels % columns if last else columns, panel * vectors, count, valid),
+            )  # fmt: skip
+
+        last_valid = self.shape.out_channels - whole_panels * vectors * VECTOR
+        body = _split(
+            panel, whole_panels, rest,
+            lambda last: of_panel(rest, last_valid) if last else of_panel(vectors, vectors * VECTOR),
+        )  # fmt: skip
+        loop = tirx.For(task, 0, tiles * panels, loop_kind(cycles), body)
+        sources = ((self.flat, self.x), (self.flat_weight, self.weight))
+        views = [tirx.DeclBuffer(view, data=source.data) for view, source in sources]
+        whole = tirx.SeqStmt([*views, loop])
+        arguments = [self.x, self.weight, self.constants["bias"], self.constants["multiplier"]]
+        if self.epilogue.residual_shift is not None:
+            arguments += [self.residual, self.constants["residual_multiplier"], self.constants["residual_offset"]]
+        function = tirx.PrimFunc([*arguments, self.out], in_root_block(whole))
+        return function.with_attr("tirx.noalias", True).with_attr("s_tir", True)
+
+    def _tile(self, first: Expr, columns: int, vector: Expr, vectors: int, valid: int) -> tirx.Stmt:
+        """``columns`` pixels from ``first`` on, ``vectors`` vectors from ``vector`` on, with ``valid`` channels."""
+        body = Body()
+        count = self.products.registers(columns, vectors)
+        tile = Tile(columns, vectors, tirx.decl_buffer((4 * count,), "int32", name="acc", scope="local"))
+        body.add(tirx.AllocBuffer(tile.buffer))
+        start = body.name(vector, "vector")
+        places = [self._place(body, first, j) for j in range(columns)]
+        group = self._first_input(start)
+        bases = [body.name(self._base(place) + group, "base") for place in places]
+        self.products.start(body, tile, lambda v: self._constant("bias", start + v))
+        body.add(self._sum(tile, bases, start))
+        for column, place in enumerate(places):
+            self._finish(body, tile, column, place, start, valid)
+        return tirx.SeqStmt(body.statements)
+
+    def _place(self, body: Body, first: Expr, j: int) -> tuple[Expr, Expr, Expr]:
+        """Image, row and column of pixel ``first + j``."""
+        if self.matrix:
+            zero = tirx.const(0, "int32")
+            return zero, zero, body.name(first + j, "pixel")
+        oh, ow = self.shape.out_height, self.shape.out_width
+        pixel = body.name(first + j, "pixel")
+        row = body.name(pixel // ow, "row")
+        image = row // oh if self.shape.batch > 1 else tirx.const(0, "int32")
+        return image, row % oh if self.shape.batch > 1 else row, pixel % ow
+
+    def _base(self, place: tuple[Expr, Expr, Expr]) -> Expr:
+        """Where the window of an output pixel begins in the flat input."""
+        image, i, j = place
+        s = self.shape
+        return ((image * s.height + i * s.strides[0]) * s.width + j * s.strides[1]) * s.in_channels
+
+    def _first_input(self, vector: Expr) -> Expr:
+        if self.cut.blocks_per_group == self.cut.blocks:
+            return tirx.const(0, "int32")
+        per_group = self.cut.blocks_per_group * self.cut.lanes // VECTOR
+        return vector // per_group * self.cut.group_inputs
+
+    def _constant(self, name: str, vector: Expr) -> Expr:
+        """The values of a vector's channels."""
+        per_block = self.cut.lanes // VECTOR
+        index = [vector // per_block, ramp(vector % per_block * VECTOR, VECTOR)]
+        return tirx.BufferLoad(self.constants[name], index)
+
+    def _weights(self, vector: Expr, word: Expr, k: int) -> Expr:
+        """Sixteen bytes: of a vector's channels, or for words of eight bytes, of half of them."""
+        lanes, size = self.cut.lanes, self.window.word
+        parts = size // 4  # loads of a vector's word
+        g = vector + k // parts
+        channel = g % (lanes // VECTOR) * VECTOR + k % parts * (16 // size)
+        at = ((g // (lanes // VECTOR) * self.window.words + word) * lanes + channel) * size
+        return tirx.BufferLoad(self.flat_weight, [ramp(at, 16)])
+
+    def _sum(self, tile: Tile, bases: Sequence[Expr], vector: Expr) -> tirx.Stmt:
+        """The loops over the window's runs and over the chunks of a run."""
+        window, s = self.window, self.shape
+        row, column, step = (tirx.Var(name, "int32") for name in ("kh", "kw", "chunk"))
+        run = row * window.columns + column
+        offset = (row * s.dilation[0] * s.width + column * s.dilation[1]) * s.in_channels
+        per_chunk = 16 // window.word
+        chunks = window.run // 16
+        statements: list[tirx.Stmt] = []
+
+        def word_of(k: Expr | int) -> Expr:
+            return run * len(window.starts) + k
+
+        if chunks:
+            body = Body()
+            at = offset + step * 16
+            x = [body.name(tirx.BufferLoad(self.flat, [ramp(base + at, 16)]), "x") for base in bases]
+            self.products.chunk(
+                body, tile, x,
+                lambda word, k: body.name(self._weights(vector, word_of(step * per_chunk + word), k), "w"),
+            )  # fmt: skip
+            statements.append(tirx.For(step, 0, chunks, tirx.ForKind.SERIAL, tirx.SeqStmt(body.statements)))
+        rest = window.starts[chunks * per_chunk :]
+        if rest:
+            body = Body()
+            count = min(window.word, window.run)
+            columns = [
+                [memory.load(body, self.flat, [], base + offset + start, count, window.word) for base in bases]
+                for start in rest
+            ]
+            self.products.words(
+                body, tile, columns,
+                lambda word, k: body.name(self._weights(vector, word_of(chunks * per_chunk + word), k), "w"),
+            )  # fmt: skip
+            statements.append(tirx.SeqStmt(body.statements))
+        inner = tirx.For(column, 0, window.columns, tirx.ForKind.SERIAL, sequence(statements))
+        return tirx.For(row, 0, window.rows, tirx.ForKind.SERIAL, inner)
+
+    def _finish(
+        self, body: Body, tile: Tile, column: int, place: tuple[Expr, Expr, Expr], vector: Expr, channels: int
+    ) -> None:  # fmt: skip
+        """Writes a column's results, up to 16 channels at once."""
+        image, i, j = place
+        index = [j] if self.matrix else [image, i, j]
+        sums = self.products.sums(body, tile, column, lambda v: self._constant("bias", vector + v))
+        per_store = 16 // VECTOR
+        for first in range(0, tile.vectors, per_store):
+            group = range(first, min(first + per_store, tile.vectors))
+            channel = (vector + first) * VECTOR
+            valid = min(channels - first * VECTOR, len(group) * VECTOR)
+            values = self._scaled(body, [sums[v] for v in group], [vector + v for v in group], index, channel, valid)
+            last = self.epilogue.requantization
+            if last is not None:
+                memory.store(body, self.out, index, channel, valid, body.name(last.of_vectors(values), "bytes"))
+                continue
+            for k, value in enumerate(values):
+                count = min(VECTOR, valid - k * VECTOR)
+                memory.store(body, self.out, index, channel + k * VECTOR, count, body.name(value, "real"))
+
+    def _scaled(
+        self, body: Body, sums: Sequence[Expr], vectors: Sequence[Expr], index: Sequence[Expr], channel: Expr, valid: int
+    ) -> list[Expr]:  # fmt: skip
+        """Sums with their residuals, times the multipliers."""
+        shift = self.epilogue.residual_shift
+        if shift is not None:
+            size = VECTOR * len(sums)
+            stored = memory.load(body, self.residual, index, channel, valid, size)
+            wide = body.name(stored.astype(f"int32x{size}"), "residual")
+        values = []
+        for k, (total, vector) in enumerate(zip(sums, vectors, strict=True)):
+            if shift is not None:
+                part = wide if len(sums) == 1 else tirx.Shuffle([wide], [tirx.const(4 * k + e, "int32") for e in range(4)])
+                share = part * self._constant("residual_multiplier", vector) + self._constant("residual_offset", vector)
+                if shift:
+                    share = share >> tirx.Broadcast(tirx.const(shift, "int32"), VECTOR)
+                total = total + share
+            values.append(total.astype("float32x4") * self._constant("multiplier", vector))
+        return values
+
+
+def _split(index: Expr, whole: int, rest: int, make: Callable[[bool], tirx.Stmt]) -> tirx.Stmt:
+    """A body for the first ``whole`` values of ``index``, and another for the last if there is a rest."""
+    if not rest:
+        return make(False)
+    if not whole:
+        return make(True)
+    return tirx.IfThenElse(index < whole, make(False), make(True))
