@@ -33,7 +33,13 @@ from qcompiler.passes.graph import Rewriter, array, constant, dtype, is_tensor, 
 
 OFFSET = 128
 
-_ACTIVATIONS = {"qc.conv2d": (0, 4), "qc.dense": (0, 4), "qc.add": (0, 1), "qc.mul": (0, 1), "qc.quantize": ()}
+_ACTIVATIONS = {
+    "qc.conv2d": (0, 4),
+    "qc.dense": (0, 4),
+    "qc.add": (0, 1),
+    "qc.mul": (0, 1),
+    "qc.quantize": (),
+}
 """Positions of the activations among the operands; of the other integer operators it is the first."""
 
 MOVEMENT = frozenset(
@@ -85,7 +91,9 @@ class _StoreSigned(Rewriter):
     def _is_stored(self, old: relax.Expr) -> bool:
         """Whether an old tensor is stored as q - 128 now."""
         new = Rewriter.replaced(self, old) if isinstance(old, relax.Var) else old
-        return isinstance(old, relax.Var) and is_tensor(new) and dtype(old) == "uint8" and dtype(new) == "int8"
+        return (
+            isinstance(old, relax.Var) and is_tensor(new) and dtype(old) == "uint8" and dtype(new) == "int8"
+        )
 
     def stored(self, old: relax.Expr) -> relax.Expr:
         """The stored form of an old tensor of activations."""
@@ -114,10 +122,16 @@ class _StoreSigned(Rewriter):
     def _moved(self, call: relax.Call) -> relax.Expr:
         first = call.args[0]
         source = self.was(first)
-        moved = relax.Tuple([self.stored(f) for f in source.fields]) if isinstance(source, relax.Tuple) else self.stored(first)
+        moved = (
+            relax.Tuple([self.stored(f) for f in source.fields])
+            if isinstance(source, relax.Tuple)
+            else self.stored(first)
+        )
         if op_name(call) == "relax.nn.pad":
             widths = [int(w) for w in call.attrs.pad_width]
-            return relax.op.nn.pad(moved, widths, str(call.attrs.pad_mode), float(call.attrs.pad_value) - OFFSET)
+            return relax.op.nn.pad(
+                moved, widths, str(call.attrs.pad_mode), float(call.attrs.pad_value) - OFFSET
+            )
         rest = [Rewriter.replaced(self, a) for a in call.args[1:]]
         return self.builder.normalize(relax.Call(call.op, [moved, *rest], call.attrs, call.ty_args))
 

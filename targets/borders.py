@@ -47,7 +47,11 @@ def border_of(pad: relax.Call) -> Border | None:
     Its value is a byte as it is stored, of the tensor's dtype.
     """
     widths = tuple(int(w) for w in pad.attrs.pad_width)
-    if str(pad.ty.dtype) not in ("uint8", "int8") or len(widths) != 8 or str(pad.attrs.pad_mode) != "constant":
+    if (
+        str(pad.ty.dtype) not in ("uint8", "int8")
+        or len(widths) != 8
+        or str(pad.attrs.pad_mode) != "constant"
+    ):
         return None
     if any(widths[:2]) or any(widths[6:]) or min(widths) < 0:
         return None

@@ -47,7 +47,9 @@ def resolve(name: str) -> Target:
         return _native(read_host(), _system_cpu())
     if name in _TARGETS:
         return _TARGETS[name]
-    related = [t.name for t in known() if name in (t.mcpu, t.microarchitecture, t.name.removeprefix(f"{t.family}-"))]
+    related = [
+        t.name for t in known() if name in (t.mcpu, t.microarchitecture, t.name.removeprefix(f"{t.family}-"))
+    ]
     near = related or difflib.get_close_matches(name, [*_TARGETS, NATIVE], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join((NATIVE, *_TARGETS))};"
     raise TargetError(f"unknown target {name!r}; {hint} run 'qcompile targets'")

@@ -14,16 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import tvm_ffi.libinfo
-from tvm import libinfo
-
+from qcompiler.driver.cross.libraries import runtime_libraries
 from qcompiler.errors import BundleError
 from qcompiler.runtime.library import sha256
 from qcompiler.runtime.manifest import (
-    FFI_LIBRARY_NAME,
     LIBRARY_NAME,
     MANIFEST_NAME,
-    RUNTIME_LIBRARY_NAME,
     Manifest,
 )
 
@@ -33,14 +29,6 @@ REFERENCE_NAME = "reference.json.gz"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 """Linux's ``renameat2`` flag: swap two paths in one step."""
-
-
-def runtime_libraries() -> dict[str, Path]:
-    """TVM's runtime libraries of this installation, by their paths in a bundle."""
-    return {
-        RUNTIME_LIBRARY_NAME: Path(libinfo.find_libtvm_runtime()),
-        FFI_LIBRARY_NAME: Path(tvm_ffi.libinfo.find_libtvm_ffi()),
-    }
 
 
 def write(
@@ -67,9 +55,13 @@ def write(
     Raises:
         BundleError: ``destination`` exists and is no bundle, a file's path leaves the bundle or is taken, or
             the bundle cannot be written, for lack of room or permission.
+        BuildError: the runtime libraries of the target's architecture cannot be had.
     """
     target = Path(destination).absolute()
-    sources: dict[str, Path | bytes] = {LIBRARY_NAME: library, **runtime_libraries()}
+    sources: dict[str, Path | bytes] = {
+        LIBRARY_NAME: library,
+        **runtime_libraries(str(manifest.target["family"])),
+    }
     for name, source in (extra_files or {}).items():
         _check_extra(name, sources)
         sources[name] = source

@@ -37,7 +37,9 @@ def dense_decision(
         input_bytes: size of the input.
     """
     tiles = [
-        (columns, count) for count in vector_counts(vectors, cut) for columns in column_counts(target, count, pixels)
+        (columns, count)
+        for count in vector_counts(vectors, cut)
+        for columns in column_counts(target, count, pixels)
     ]
     columns, count = min(tiles, key=lambda t: (_cost(target, pixels, vectors, window, *t), -t[0] * t[1]))
     return Decision(columns, count, channel_major=weight_bytes > input_bytes)
@@ -54,7 +56,9 @@ def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
     """Pixels that a tile of ``vectors`` vectors may have, so that nothing is spilled."""
     step = products(target.instruction)
     return [
-        c for c in range(1, min(pixels, 16) + 1) if c == 1 or _live(target, step.registers(c, vectors), c) <= LIVE
+        c
+        for c in range(1, min(pixels, 16) + 1)
+        if c == 1 or _live(target, step.registers(c, vectors), c) <= LIVE
     ]
 
 

@@ -14,30 +14,13 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from qcompiler.targets.arm import memory
+from qcompiler.targets.arm.finish import Epilogue, Finish
 from qcompiler.targets.arm.layouts import VECTOR, Window, cut_channels, window_of
 from qcompiler.targets.arm.products import Products, Tile, products
-from qcompiler.targets.arm.requantization import Requantization
 from qcompiler.targets.borders import in_root_block, sequence
 from qcompiler.targets.cpu.channels import ChannelBlocks
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div, loop_kind
 from qcompiler.targets.cpu.vectors import Body, ramp
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """What happens to an accumulator, the bias included.
-
-    Attributes:
-        requantization: to a stored activation, or None for a float32 result.
-        residual_shift: the residual's shift, or None without a residual.
-    """
-
-    requantization: Requantization | None
-    residual_shift: int | None
-
-    @property
-    def dtype(self) -> str:
-        return "float32" if self.requantization is None else "int8"
 
 
 @dataclass(frozen=True)
@@ -66,14 +49,16 @@ class Dense:
         self, shape: ConvShape, epilogue: Epilogue, instruction: str, decision: Decision, *, matrix: bool, paired: bool
     ) -> None:  # fmt: skip
         assert not any(shape.padding), shape
-        self.shape, self.epilogue, self.decision, self.matrix = shape, epilogue, decision, matrix
+        self.shape, self.decision, self.matrix = shape, decision, matrix
         self.products: Products = products(instruction, paired=paired)
         self.cut: ChannelBlocks = cut_channels(shape)
         self.window: Window = window_of(shape, self.cut, self.products.word)
         n, oh, ow, co = shape.batch, shape.out_height, shape.out_width, shape.out_channels
         blocks, lanes = self.cut.blocks, self.cut.lanes
         self.inputs = n * shape.height * shape.width * shape.in_channels
-        inner = (shape.width, shape.in_channels) if matrix else (n, shape.height, shape.width, shape.in_channels)
+        inner = (
+            (shape.width, shape.in_channels) if matrix else (n, shape.height, shape.width, shape.in_channels)
+        )
         outer = (ow, co) if matrix else (n, oh, ow, co)
         self.x = tirx.decl_buffer(inner, "int8", name="x")
         self.flat = tirx.decl_buffer((self.inputs,), "int8", name="flat_x", data=self.x.data)
@@ -81,14 +66,7 @@ class Dense:
         self.weight = tirx.decl_buffer(extents, "int8", name="weight")
         size = blocks * self.window.words * lanes * self.window.word
         self.flat_weight = tirx.decl_buffer((size,), "int8", name="flat_weight", data=self.weight.data)
-        self.constants = {
-            name: tirx.decl_buffer((blocks, lanes), dtype, name=name)
-            for name, dtype in (
-                ("bias", "int32"), ("multiplier", "float32"), ("residual_multiplier", "int32"), ("residual_offset", "int32"),
-            )
-        }  # fmt: skip
-        self.residual = tirx.decl_buffer(outer, "int8", name="residual")
-        self.out = tirx.decl_buffer(outer, epilogue.dtype, name="out")
+        self.finish = Finish(epilogue, blocks, lanes, outer)
 
     def function(self, cycles: int) -> tirx.PrimFunc:
         """The kernel, which takes about ``cycles`` on one core."""
@@ -97,7 +75,9 @@ class Dense:
         total = ceil_div(self.shape.out_channels, VECTOR)
         tiles, panels = ceil_div(pixels, columns), ceil_div(total, vectors)
         task = tirx.Var("task", "int32")
-        major, minor = (task // tiles, task % tiles) if self.decision.channel_major else (task // panels, task % panels)
+        major, minor = (
+            (task // tiles, task % tiles) if self.decision.channel_major else (task // panels, task % panels)
+        )
         panel, tile = (major, minor) if self.decision.channel_major else (minor, major)
 
         whole_panels, rest = divmod(total, vectors)
@@ -119,10 +99,8 @@ class Dense:
         sources = ((self.flat, self.x), (self.flat_weight, self.weight))
         views = [tirx.DeclBuffer(view, data=source.data) for view, source in sources]
         whole = tirx.SeqStmt([*views, loop])
-        arguments = [self.x, self.weight, self.constants["bias"], self.constants["multiplier"]]
-        if self.epilogue.residual_shift is not None:
-            arguments += [self.residual, self.constants["residual_multiplier"], self.constants["residual_offset"]]
-        function = tirx.PrimFunc([*arguments, self.out], in_root_block(whole))
+        arguments = [self.x, self.weight, *self.finish.arguments]
+        function = tirx.PrimFunc(arguments, in_root_block(whole))
         return function.with_attr("tirx.noalias", True).with_attr("s_tir", True)
 
     def _tile(self, first: Expr, columns: int, vector: Expr, vectors: int, valid: int) -> tirx.Stmt:
@@ -135,10 +113,11 @@ class Dense:
         places = [self._place(body, first, j) for j in range(columns)]
         group = self._first_input(start)
         bases = [body.name(self._base(place) + group, "base") for place in places]
-        self.products.start(body, tile, lambda v: self._constant("bias", start + v))
+        self.products.start(body, tile, lambda v: self.finish.constant("bias", start + v))
         body.add(self._sum(tile, bases, start))
         for column, place in enumerate(places):
-            self._finish(body, tile, column, place, start, valid)
+            sums = self.products.sums(body, tile, column, lambda v: self.finish.constant("bias", start + v))
+            self.finish.write(body, sums, start, place[2:] if self.matrix else place, valid)
         return tirx.SeqStmt(body.statements)
 
     def _place(self, body: Body, first: Expr, j: int) -> tuple[Expr, Expr, Expr]:
@@ -163,12 +142,6 @@ class Dense:
             return tirx.const(0, "int32")
         per_group = self.cut.blocks_per_group * self.cut.lanes // VECTOR
         return vector // per_group * self.cut.group_inputs
-
-    def _constant(self, name: str, vector: Expr) -> Expr:
-        """The values of a vector's channels."""
-        per_block = self.cut.lanes // VECTOR
-        index = [vector // per_block, ramp(vector % per_block * VECTOR, VECTOR)]
-        return tirx.BufferLoad(self.constants[name], index)
 
     def _weights(self, vector: Expr, word: Expr, k: int) -> Expr:
         """Sixteen bytes: of a vector's channels, or for words of eight bytes, of half of them."""
@@ -206,7 +179,10 @@ class Dense:
             body = Body()
             count = min(window.word, window.run)
             columns = [
-                [memory.load(body, self.flat, [], base + offset + start, count, window.word) for base in bases]
+                [
+                    memory.load(body, self.flat, [], base + offset + start, count, window.word)
+                    for base in bases
+                ]
                 for start in rest
             ]
             self.products.words(
@@ -216,47 +192,6 @@ class Dense:
             statements.append(tirx.SeqStmt(body.statements))
         inner = tirx.For(column, 0, window.columns, tirx.ForKind.SERIAL, sequence(statements))
         return tirx.For(row, 0, window.rows, tirx.ForKind.SERIAL, inner)
-
-    def _finish(
-        self, body: Body, tile: Tile, column: int, place: tuple[Expr, Expr, Expr], vector: Expr, channels: int
-    ) -> None:  # fmt: skip
-        """Writes a column's results, up to 16 channels at once."""
-        image, i, j = place
-        index = [j] if self.matrix else [image, i, j]
-        sums = self.products.sums(body, tile, column, lambda v: self._constant("bias", vector + v))
-        per_store = 16 // VECTOR
-        for first in range(0, tile.vectors, per_store):
-            group = range(first, min(first + per_store, tile.vectors))
-            channel = (vector + first) * VECTOR
-            valid = min(channels - first * VECTOR, len(group) * VECTOR)
-            values = self._scaled(body, [sums[v] for v in group], [vector + v for v in group], index, channel, valid)
-            last = self.epilogue.requantization
-            if last is not None:
-                memory.store(body, self.out, index, channel, valid, body.name(last.of_vectors(values), "bytes"))
-                continue
-            for k, value in enumerate(values):
-                count = min(VECTOR, valid - k * VECTOR)
-                memory.store(body, self.out, index, channel + k * VECTOR, count, body.name(value, "real"))
-
-    def _scaled(
-        self, body: Body, sums: Sequence[Expr], vectors: Sequence[Expr], index: Sequence[Expr], channel: Expr, valid: int
-    ) -> list[Expr]:  # fmt: skip
-        """Sums with their residuals, times the multipliers."""
-        shift = self.epilogue.residual_shift
-        if shift is not None:
-            size = VECTOR * len(sums)
-            stored = memory.load(body, self.residual, index, channel, valid, size)
-            wide = body.name(stored.astype(f"int32x{size}"), "residual")
-        values = []
-        for k, (total, vector) in enumerate(zip(sums, vectors, strict=True)):
-            if shift is not None:
-                part = wide if len(sums) == 1 else tirx.Shuffle([wide], [tirx.const(4 * k + e, "int32") for e in range(4)])
-                share = part * self._constant("residual_multiplier", vector) + self._constant("residual_offset", vector)
-                if shift:
-                    share = share >> tirx.Broadcast(tirx.const(shift, "int32"), VECTOR)
-                total = total + share
-            values.append(total.astype("float32x4") * self._constant("multiplier", vector))
-        return values
 
 
 def _split(index: Expr, whole: int, rest: int, make: Callable[[bool], tirx.Stmt]) -> tirx.Stmt:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.targets.cpu.channels import ChannelBlocks, channel_blocks
-from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
+from qcompiler.targets.cpu.shapes import ConvShape
 
 VECTOR = 4
 """Output channels of a vector of int32."""
@@ -88,12 +88,3 @@ def pack_weight(
         packed[:, :, k, :, done - start : end - start] = runs[..., done:end].transpose(0, 2, 1, 3)
         done = end
     return packed.reshape(cut.blocks, window.words, cut.lanes, window.word)
-
-
-def pack_depthwise_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Packs ``[C, 1, KH, KW]`` weights to ``[C/16, KH, KW, 16]``."""
-    channels, _, kh, kw = weight.shape
-    blocks = ceil_div(channels, BLOCK)
-    padded = np.zeros((blocks * BLOCK, kh, kw), np.int8)
-    padded[:channels] = weight[:, 0]
-    return np.ascontiguousarray(padded.reshape(blocks, BLOCK, kh, kw).transpose(0, 2, 3, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax
 
-from qcompiler.targets.arm import decisions, dense, layouts
+from qcompiler.targets.arm import decisions, dense, depthwise, layouts, tables
+from qcompiler.targets.arm.finish import Epilogue
 from qcompiler.targets.arm.products import products
 from qcompiler.targets.arm.requantization import Requantization, bounded
 from qcompiler.targets.base import Target
@@ -26,10 +28,10 @@ def _requantization(attrs: Any, magnitude: float) -> Requantization:
     return Requantization(int(attrs["zero_point"]), int(attrs["lo"]), int(attrs["hi"]))
 
 
-def _epilogue(call: relax.Call) -> dense.Epilogue:
+def _epilogue(call: relax.Call) -> Epilogue:
     real = str(call.attrs["out_dtype"]) == "float32"
     shift = int(call.attrs["residual_shift"]) if len(call.args) > 4 else None
-    return dense.Epilogue(None if real else _requantization(call.attrs, 0.0), shift)
+    return Epilogue(None if real else _requantization(call.attrs, 0.0), shift)
 
 
 def _channel_constants(call: relax.Call) -> dict[int, NDArray[Any]]:
@@ -37,7 +39,9 @@ def _channel_constants(call: relax.Call) -> dict[int, NDArray[Any]]:
     weight = value(call.args[1]).astype(np.int64)
     found = {k: value(call.args[k]) for k in range(2, len(call.args)) if k != 4}
     sums = weight.reshape(weight.shape[0], -1).sum(1)
-    found[2] = (found[2] + SIGNED.offset * sums).astype(np.int32)  # sum((x + 128) * w) = sum(x * w) + 128 * sum(w)
+    found[2] = (found[2] + SIGNED.offset * sums).astype(
+        np.int32
+    )  # sum((x + 128) * w) = sum(x * w) + 128 * sum(w)
     if 6 in found:
         found[6] = (found[6].astype(np.int64) + SIGNED.offset * found[5].astype(np.int64)).astype(np.int32)
     return found
@@ -69,7 +73,17 @@ def _lower_dense(call: relax.Call, shape: ConvShape, weight: NDArray[np.int8], t
 
 
 def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
-    return _lower_dense(call, conv_shape(call), value(call.args[1]), target, matrix=False)
+    shape, weight = conv_shape(call), value(call.args[1])
+    if not shape.depthwise:
+        return _lower_dense(call, shape, weight, target, matrix=False)
+    sdot = depthwise.uses_sdot(target.instruction, shape)
+    kernel = depthwise.Depthwise(
+        shape, _epilogue(call), depthwise.columns(shape), sdot=sdot, paired=bool(weight.min() > -128)
+    )
+    packed = depthwise.pack_weight(weight, sdot=sdot)
+    args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], layouts.BLOCK)]
+    function = kernel.function(depthwise.cycles(shape))
+    return Lowered(mark_scheduled(function), args, "sdot" if sdot else "smull")
 
 
 def lower_dense(call: relax.Call, target: Target) -> Lowered:
@@ -79,12 +93,18 @@ def lower_dense(call: relax.Call, target: Target) -> Lowered:
     return _lower_dense(call, shape, value(call.args[1]).reshape(o, k, 1, 1), target, matrix=True)
 
 
+def lower_lut(call: relax.Call, target: Target) -> Lowered:
+    shape, table = dims(call.args[0]), constant(tables.stored_table(value(call.args[1])))
+    kernel = partial(tables.table_lookup, shape)
+    return Lowered(kernel(), [call.args[0], table], with_border=lambda border: kernel(border))
+
+
 def _always(call: relax.Call, target: Target) -> bool:
     """Every kernel reads its input padded, and none pads on its own."""
     return True
 
 
-BORDERS = Borders(frozenset({"qc.conv2d", QUANTIZE_TO_NHWC}), _always, _always)
+BORDERS = Borders(frozenset({"qc.conv2d", "qc.lut", QUANTIZE_TO_NHWC}), _always, _always)
 """What ARM does about padding."""
 
 SHARED = Shared(SIGNED, _requantization, bounded)
@@ -93,5 +113,6 @@ LOWERINGS: dict[str, Lowering] = {
     **SHARED.lowerings,
     "qc.conv2d": lower_conv2d,
     "qc.dense": lower_dense,
+    "qc.lut": lower_lut,
 }
 """The operators that ARM has kernels for; a lowering gives None for a call that it leaves to TVM."""

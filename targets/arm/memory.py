@@ -31,14 +31,14 @@ def load(body: Body, buffer: tirx.Buffer, index: Sequence[Expr], first: Expr, co
     ]
     if len(loads) == 1 and count == size:
         return loads[0]
-    if count == 1 and len(loads) == 1:
-        return shuffle([loads[0], tirx.const(0, dtype)], [0] + [1] * (size - 1))
     if count < size:
         loads.append(broadcast(0, dtype, size - count) if size - count > 1 else tirx.const(0, dtype))
     return body.name(shuffle(loads, range(size)), "joined")
 
 
-def store(body: Body, buffer: tirx.Buffer, index: Sequence[Expr], first: Expr, count: int, value: Expr) -> None:
+def store(
+    body: Body, buffer: tirx.Buffer, index: Sequence[Expr], first: Expr, count: int, value: Expr
+) -> None:
     """Writes the first ``count`` lanes of ``value`` from ``first`` on of the last axis."""
     lanes = int(str(value.ty.dtype).partition("x")[2])
     for start, width in pieces(count):

@@ -128,7 +128,9 @@ class Sdot:
     def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Callable[[int, int], Expr]) -> None:
         """Adds the products of 16 bytes of every column: ``weights(word, vector)``."""
         for word in range(4):
-            self._add(body, tile, [intrinsics.dup_word(v, word) for v in x], lambda v, word=word: weights(word, v))  # type: ignore[misc]
+            self._add(
+                body, tile, [intrinsics.dup_word(v, word) for v in x], lambda v, word=word: weights(word, v)
+            )  # type: ignore[misc]
 
     def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Callable[[int, int], Expr]) -> None:  # fmt: skip
         """Adds the products of single words, ``x[word][column]``, each of four bytes."""
@@ -169,9 +171,7 @@ class Smmla:
     def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Callable[[int, int], Expr]) -> None:
         """Adds the products of 16 bytes of every column: ``weights(word, 2 * vector + half)``."""
         for word in (0, 1):
-            pairs = [
-                body.name(intrinsics.zip_halves(a, b, word), "pair") for a, b in _pairs(x)
-            ]
+            pairs = [body.name(intrinsics.zip_halves(a, b, word), "pair") for a, b in _pairs(x)]
             self._add(body, tile, pairs, lambda k, word=word: weights(word, k))  # type: ignore[misc]
 
     def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Callable[[int, int], Expr]) -> None:  # fmt: skip
@@ -193,9 +193,7 @@ class Smmla:
         pair, row = divmod(column, 2)
         order = [2 * row, 2 * row + 1, 4 + 2 * row, 5 + 2 * row]
         indices = [2 * (pair * tile.vectors + vector) for vector in range(tile.vectors)]
-        return [
-            body.name(shuffle([tile.register(k), tile.register(k + 1)], order), "sum") for k in indices
-        ]
+        return [body.name(shuffle([tile.register(k), tile.register(k + 1)], order), "sum") for k in indices]
 
 
 Products = Smull | Sdot | Smmla

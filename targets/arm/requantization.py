@@ -32,9 +32,7 @@ def _narrowed(value: Expr, source: str, target: str) -> Expr:
     """``sqxtn``: half as many bits, with saturation."""
     lanes = lanes_of(value)
     least, most = {"int16": (-(2**15), 2**15 - 1), "int8": (-128, 127)}[target]
-    bounded = tirx.max(
-        tirx.min(value, _constant(most, source, lanes)), _constant(least, source, lanes)
-    )
+    bounded = tirx.max(tirx.min(value, _constant(most, source, lanes)), _constant(least, source, lanes))
     return bounded.astype(_dtype(target, lanes))
 
 

@@ -121,7 +121,9 @@ def run(
                 command, capture_output=True, text=True, errors="replace", check=False, timeout=timeout
             )
         except subprocess.TimeoutExpired as error:
-            raise BuildError(f"{library} ran longer than {timeout:.0f} s under {emulator.qemu.name}") from error
+            raise BuildError(
+                f"{library} ran longer than {timeout:.0f} s under {emulator.qemu.name}"
+            ) from error
         if result.returncode != 0:
             said = " | ".join(result.stderr.strip().splitlines()[-3:])
             raise BuildError(
@@ -158,14 +160,24 @@ def _runner(family: str) -> Path:
     """The program that loads a library under emulation, compiled once and kept in the cache folder."""
     machine = MACHINES[family]
     libraries = runtime_libraries(family)
-    options = ["-target", f"{machine}-linux-gnu.2.28", "-O1", "-s", "-Wl,--no-as-needed", "-Wl,--allow-shlib-undefined"]
+    options = [
+        "-target",
+        f"{machine}-linux-gnu.2.28",
+        "-O1",
+        "-s",
+        "-Wl,--no-as-needed",
+        "-Wl,--allow-shlib-undefined",
+    ]
     made_of = [_RUNNER.read_text(encoding="utf-8"), *options, *(str(p) for p in libraries.values())]
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
     path = cache_folder() / f"runner-{machine}-{digest}"
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    include = [f"-I{folder}" for folder in (tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())]
+    include = [
+        f"-I{folder}"
+        for folder in (tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())
+    ]
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     sources = [str(_RUNNER), *(str(p) for p in libraries.values())]
     command = [sys.executable, "-m", "ziglang", "cc", *options, *include, *sources, "-o", str(partial)]
