@@ -22,10 +22,10 @@ NATIVE = "native"
 _TRIPLES = {"x86": "x86_64-unknown-linux-gnu", "arm": "aarch64-unknown-linux-gnu"}
 """LLVM's name of the platform, by target family."""
 
-_FAMILIES = {"x86_64": (x86, x86_features), "aarch64": (arm, arm_features)}
+_FAMILIES: dict[str, tuple[Any, Any]] = {"x86_64": (x86, x86_features), "aarch64": (arm, arm_features)}
 """What describes the processors of a machine, by its name in ``platform.machine``."""
 
-_TARGETS = {t.name: t for family in (x86, arm) for t in (*family.GENERIC, *family.CHIPS)}
+_TARGETS = {t.name: t for t in (*x86.GENERIC, *x86.CHIPS, *arm.GENERIC, *arm.CHIPS)}
 
 
 def known() -> tuple[Target, ...]:
@@ -104,14 +104,14 @@ def _system_cpu() -> str:
 
 def _native(host: Host, mcpu: str) -> Target:
     """The target of ``host``, which LLVM calls ``mcpu``."""
-    family, features = _FAMILIES.get(host.machine, (None, None))
-    if family is None or features is None:
+    if host.machine not in _FAMILIES:
         raise TargetError(
             f"no target for this machine ({host.machine}); native is known on {' and '.join(_FAMILIES)}; give the "
             "name of the chip that the library is for: qcompile targets"
         )
+    family, features = _FAMILIES[host.machine]
     chip = family.MCPU_ALIASES.get(mcpu, mcpu)
-    candidates = (*(t for t in family.CHIPS if t.mcpu == chip), *family.GENERIC)
+    candidates: list[Target] = [*(t for t in family.CHIPS if t.mcpu == chip), *family.GENERIC]
     description = next((t for t in candidates if _essential(t) <= host.features), None)
     if description is None:
         lacks = sorted(_essential(family.GENERIC[-1]) - host.features)

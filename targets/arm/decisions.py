@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from qcompiler.targets.arm.dense import Decision
-from qcompiler.targets.arm.layouts import VECTOR, Window
+from qcompiler.targets.arm.layouts import VECTOR, Window, cut_channels, vector_counts, window_of
 from qcompiler.targets.arm.products import products
 from qcompiler.targets.base import Target
-from qcompiler.targets.cpu.channels import ChannelBlocks
-from qcompiler.targets.cpu.shapes import ceil_div
+from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
 
 LIVE = 30
 """Registers for accumulators, the activations of a chunk and the weights of a step; LLVM wants one or two more."""
@@ -15,41 +14,34 @@ LIVE = 30
 WEIGHTS = 4
 """Registers that weights in flight take."""
 
-_LOAD = 0.3
-"""Cost of a load, in products: they have pipelines of their own, but share the front of the processor."""
+_LOAD = 4 / 3
+"""Vector instructions in the time of a load: four pipelines against three on Neoverse-V1 and Apple M1; fewer on others."""
 
-_EPILOGUE = 9
-"""Instructions that turn a vector of accumulators into bytes, the addresses of its pixel included."""
+_LATENCY = 8
+"""Products that must be under way at once: four cycles of latency in two pipelines."""
 
+_PIXEL = 6
+"""Instructions for the addresses of a pixel."""
 
-def dense_decision(
-    target: Target, pixels: int, vectors: int, cut: ChannelBlocks, window: Window, *, weight_bytes: int, input_bytes: int
-) -> Decision:  # fmt: skip
-    """The tile of a dense kernel without tuning.
-
-    Args:
-        target: the chip.
-        pixels: output pixels of all images.
-        vectors: vectors of four output channels.
-        cut: of the channels.
-        window: how it is read.
-        weight_bytes: size of the packed weights.
-        input_bytes: size of the input.
-    """
-    tiles = [
-        (columns, count)
-        for count in vector_counts(vectors, cut)
-        for columns in column_counts(target, count, pixels)
-    ]
-    columns, count = min(tiles, key=lambda t: (_cost(target, pixels, vectors, window, *t), -t[0] * t[1]))
-    return Decision(columns, count, channel_major=weight_bytes > input_bytes)
+_EPILOGUE = 7
+"""Instructions that turn a vector of accumulators into bytes."""
 
 
-def vector_counts(vectors: int, cut: ChannelBlocks) -> list[int]:
-    """Vectors that a tile may have: those of a tile read the same inputs."""
-    per_group = cut.blocks_per_group * cut.lanes // VECTOR
-    grouped = cut.blocks_per_group != cut.blocks
-    return [v for v in (1, 2, 3, 4, 6, 8, 12) if v <= vectors and not (grouped and per_group % v)] or [1]
+def dense_decision(target: Target, shape: ConvShape) -> Decision:
+    """The tile of a dense kernel without tuning."""
+    word = products(target.instruction).word
+    pixels = shape.batch * shape.out_height * shape.out_width
+    vectors = ceil_div(shape.out_channels, VECTOR)
+    best: tuple[float, int, int, int] | None = None
+    for count in vector_counts(shape):
+        window = window_of(shape, cut_channels(shape, count), word)
+        for columns in column_counts(target, count, pixels):
+            cost = _cost(target, pixels, vectors, window, columns, count)
+            best = min(best or (cost, 0, columns, count), (cost, -columns * count, columns, count))
+    assert best is not None
+    inputs = shape.batch * shape.height * shape.width * shape.in_channels
+    weights = shape.out_channels * shape.in_channels // shape.groups * shape.kernel[0] * shape.kernel[1]
+    return Decision(best[2], best[3], channel_major=weights > inputs)
 
 
 def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
@@ -63,7 +55,8 @@ def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
 
 
 def _live(target: Target, registers: int, columns: int) -> int:
-    inputs = 2 * columns if target.instruction == "smull" else columns
+    """Registers in use at once. Activations take them twice where they are spread (smull) or paired (smmla)."""
+    inputs = {"smull": 2 * columns, "sdot": columns, "smmla": ceil_div(3 * columns, 2)}[target.instruction]
     return registers + inputs + WEIGHTS
 
 
@@ -83,19 +76,18 @@ def _tile_cost(target: Target, window: Window, columns: int, vectors: int) -> fl
     loads = (columns / 4 + vectors) * _LOAD
     if target.instruction == "smull":
         # Three instructions for two words of two channels, and a dup for every column and word.
-        work = 3 * columns * vectors + columns + loads
-        latency = 8
+        work = 3.0 * columns * vectors + columns
     elif target.instruction == "smmla":
         # Two words at once of two pixels and two channels; a zip for every two pixels and two words.
         pairs = ceil_div(columns, 2)
-        work = pairs * vectors + pairs / 2 + loads
-        latency = 8
+        work = pairs * vectors + pairs / 2
     else:
-        work = columns * vectors + loads
-        latency = 8
-    return words * max(work, latency) + _EPILOGUE * columns * vectors + 6 * columns
+        work = float(columns * vectors)
+    step = max(work, loads, _LATENCY) + 0.1 * loads
+    return words * step + _EPILOGUE * columns * vectors + _PIXEL * columns
 
 
-def parallel_cycles(target: Target, macs: int, outputs: int) -> int:
-    """What a kernel takes on one core, about."""
-    return macs // target.macs_per_cycle + outputs // 2
+def parallel_cycles(target: Target, shape: ConvShape) -> int:
+    """What a dense kernel takes on one core, about."""
+    outputs = shape.batch * shape.out_height * shape.out_width * shape.out_channels
+    return shape.macs // target.macs_per_cycle + outputs // 2

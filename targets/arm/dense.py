@@ -29,7 +29,7 @@ class Decision:
 
     Attributes:
         columns: pixels of a tile.
-        vectors: vectors of four output channels of a tile.
+        vectors: vectors of four output channels of a tile, and of a block of packed weights.
         channel_major: the loop over output channels is outside of the loop over pixels.
     """
 
@@ -51,7 +51,7 @@ class Dense:
         assert not any(shape.padding), shape
         self.shape, self.decision, self.matrix = shape, decision, matrix
         self.products: Products = products(instruction, paired=paired)
-        self.cut: ChannelBlocks = cut_channels(shape)
+        self.cut: ChannelBlocks = cut_channels(shape, decision.vectors)
         self.window: Window = window_of(shape, self.cut, self.products.word)
         n, oh, ow, co = shape.batch, shape.out_height, shape.out_width, shape.out_channels
         blocks, lanes = self.cut.blocks, self.cut.lanes
@@ -87,7 +87,7 @@ class Dense:
         def of_panel(count: int, valid: int) -> tirx.Stmt:
             return _split(
                 tile, pixels // columns, pixels % columns,
-                lambda last: self._tile(tile * columns, pixels % columns if last else columns, panel * vectors, count, valid),
+                lambda last: self._tile(tile * columns, pixels % columns if last else columns, panel, count, valid),
             )  # fmt: skip
 
         last_valid = self.shape.out_channels - whole_panels * vectors * VECTOR
@@ -103,18 +103,19 @@ class Dense:
         function = tirx.PrimFunc(arguments, in_root_block(whole))
         return function.with_attr("tirx.noalias", True).with_attr("s_tir", True)
 
-    def _tile(self, first: Expr, columns: int, vector: Expr, vectors: int, valid: int) -> tirx.Stmt:
-        """``columns`` pixels from ``first`` on, ``vectors`` vectors from ``vector`` on, with ``valid`` channels."""
+    def _tile(self, first: Expr, columns: int, panel: Expr, vectors: int, valid: int) -> tirx.Stmt:
+        """``columns`` pixels from ``first`` on, the first ``vectors`` vectors and ``valid`` channels of block ``panel``."""
         body = Body()
         count = self.products.registers(columns, vectors)
         tile = Tile(columns, vectors, tirx.decl_buffer((4 * count,), "int32", name="acc", scope="local"))
         body.add(tirx.AllocBuffer(tile.buffer))
-        start = body.name(vector, "vector")
+        block = body.name(panel, "block")
+        start = block * (self.cut.lanes // VECTOR)
         places = [self._place(body, first, j) for j in range(columns)]
-        group = self._first_input(start)
+        group = self._first_input(block)
         bases = [body.name(self._base(place) + group, "base") for place in places]
         self.products.start(body, tile, lambda v: self.finish.constant("bias", start + v))
-        body.add(self._sum(tile, bases, start))
+        body.add(self._sum(tile, bases, block))
         for column, place in enumerate(places):
             sums = self.products.sums(body, tile, column, lambda v: self.finish.constant("bias", start + v))
             self.finish.write(body, sums, start, place[2:] if self.matrix else place, valid)
@@ -137,22 +138,17 @@ class Dense:
         s = self.shape
         return ((image * s.height + i * s.strides[0]) * s.width + j * s.strides[1]) * s.in_channels
 
-    def _first_input(self, vector: Expr) -> Expr:
+    def _first_input(self, block: Expr) -> Expr:
         if self.cut.blocks_per_group == self.cut.blocks:
             return tirx.const(0, "int32")
-        per_group = self.cut.blocks_per_group * self.cut.lanes // VECTOR
-        return vector // per_group * self.cut.group_inputs
+        return block // self.cut.blocks_per_group * self.cut.group_inputs
 
-    def _weights(self, vector: Expr, word: Expr, k: int) -> Expr:
-        """Sixteen bytes: of a vector's channels, or for words of eight bytes, of half of them."""
-        lanes, size = self.cut.lanes, self.window.word
-        parts = size // 4  # loads of a vector's word
-        g = vector + k // parts
-        channel = g % (lanes // VECTOR) * VECTOR + k % parts * (16 // size)
-        at = ((g // (lanes // VECTOR) * self.window.words + word) * lanes + channel) * size
+    def _weights(self, panel: Expr, word: Expr, k: int) -> Expr:
+        """Sixteen bytes of a block's word: of a vector's channels, or for words of eight bytes, of half of them."""
+        at = (panel * self.window.words + word) * (self.cut.lanes * self.window.word) + 16 * k
         return tirx.BufferLoad(self.flat_weight, [ramp(at, 16)])
 
-    def _sum(self, tile: Tile, bases: Sequence[Expr], vector: Expr) -> tirx.Stmt:
+    def _sum(self, tile: Tile, bases: Sequence[Expr], block: Expr) -> tirx.Stmt:
         """The loops over the window's runs and over the chunks of a run."""
         window, s = self.window, self.shape
         row, column, step = (tirx.Var(name, "int32") for name in ("kh", "kw", "chunk"))
@@ -171,7 +167,7 @@ class Dense:
             x = [body.name(tirx.BufferLoad(self.flat, [ramp(base + at, 16)]), "x") for base in bases]
             self.products.chunk(
                 body, tile, x,
-                lambda word, k: body.name(self._weights(vector, word_of(step * per_chunk + word), k), "w"),
+                lambda word, k: body.name(self._weights(block, word_of(step * per_chunk + word), k), "w"),
             )  # fmt: skip
             statements.append(tirx.For(step, 0, chunks, tirx.ForKind.SERIAL, tirx.SeqStmt(body.statements)))
         rest = window.starts[chunks * per_chunk :]
@@ -187,7 +183,7 @@ class Dense:
             ]
             self.products.words(
                 body, tile, columns,
-                lambda word, k: body.name(self._weights(vector, word_of(chunks * per_chunk + word), k), "w"),
+                lambda word, k: body.name(self._weights(block, word_of(chunks * per_chunk + word), k), "w"),
             )  # fmt: skip
             statements.append(tirx.SeqStmt(body.statements))
         inner = tirx.For(column, 0, window.columns, tirx.ForKind.SERIAL, sequence(statements))

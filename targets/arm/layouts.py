@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.targets.cpu.channels import ChannelBlocks, channel_blocks
-from qcompiler.targets.cpu.shapes import ConvShape
+from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
 
 VECTOR = 4
 """Output channels of a vector of int32."""
@@ -54,12 +54,17 @@ class Window:
         return self.rows * self.columns * len(self.starts)
 
 
-def cut_channels(shape: ConvShape) -> ChannelBlocks:
-    """Blocks of 16 output channels, or of as few as groups of 8 or 4 have."""
+def vector_counts(shape: ConvShape) -> list[int]:
+    """Vectors that a block of output channels may have: for groups, as many as do not mix two of them."""
     per_group = shape.out_channels // shape.groups
-    fitting = (lanes for lanes in (BLOCK, 8, VECTOR) if per_group % lanes == 0)
-    lanes = BLOCK if shape.groups == 1 else next(fitting, VECTOR)
-    return channel_blocks(shape.in_channels, shape.out_channels, shape.groups, lanes)
+    if shape.groups == 1:
+        return [v for v in (1, 2, 3, 4, 6, 8) if v <= ceil_div(per_group, VECTOR)]
+    return [next((v for v in (4, 2) if per_group % (v * VECTOR) == 0), 1)]
+
+
+def cut_channels(shape: ConvShape, vectors: int) -> ChannelBlocks:
+    """Blocks of ``vectors`` vectors of output channels."""
+    return channel_blocks(shape.in_channels, shape.out_channels, shape.groups, vectors * VECTOR)
 
 
 def window_of(shape: ConvShape, cut: ChannelBlocks, word: int) -> Window:

@@ -18,7 +18,7 @@ from qcompiler.targets.base import Target
 from qcompiler.targets.borders import QUANTIZE_TO_NHWC, Borders
 from qcompiler.targets.cpu.channels import pack_channels
 from qcompiler.targets.cpu.lowering import Lowered, Lowering, Shared, constant, conv_shape, dims, value
-from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
+from qcompiler.targets.cpu.shapes import ConvShape
 from qcompiler.targets.cpu.storage import SIGNED
 from qcompiler.targets.workload import mark_scheduled
 
@@ -57,17 +57,13 @@ def _channel_args(call: relax.Call, blocks: int, lanes: int) -> list[relax.Expr]
 
 
 def _lower_dense(call: relax.Call, shape: ConvShape, weight: NDArray[np.int8], target: Target, *, matrix: bool) -> Lowered:  # fmt: skip
-    cut = layouts.cut_channels(shape)
+    decision = decisions.dense_decision(target, shape)
+    cut = layouts.cut_channels(shape, decision.vectors)
     window = layouts.window_of(shape, cut, products(target.instruction).word)
     packed = layouts.pack_weight(weight, shape.groups, cut, window)
-    pixels = shape.batch * shape.out_height * shape.out_width
-    decision = decisions.dense_decision(
-        target, pixels, ceil_div(shape.out_channels, layouts.VECTOR), cut, window,
-        weight_bytes=packed.size, input_bytes=shape.batch * shape.height * shape.width * shape.in_channels,
-    )  # fmt: skip
     paired = bool(weight.size == 0 or weight.min() > -128)
     kernel = dense.Dense(shape, _epilogue(call), target.instruction, decision, matrix=matrix, paired=paired)
-    cycles = decisions.parallel_cycles(target, shape.macs, pixels * shape.out_channels)
+    cycles = decisions.parallel_cycles(target, shape)
     args = [call.args[0], constant(packed), *_channel_args(call, cut.blocks, cut.lanes)]
     return Lowered(mark_scheduled(kernel.function(cycles)), args, target.instruction)
 

@@ -14,16 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 from tvm.ir import Expr
 
 from qcompiler.targets.arm import intrinsics
-from qcompiler.targets.arm.intrinsics import INT8X16, INT32X4
+from qcompiler.targets.arm.intrinsics import INT8X16
 from qcompiler.targets.cpu.vectors import Body, broadcast, ramp, shuffle
 
 Load = Callable[[int], Expr]
-"""Gives the vector of a number: the weights of a step's word and vector, or the activations of a column."""
+"""Gives the vector of a number: the weights or the bias of a vector of channels."""
+
+
+Weights = Callable[[int, int], Expr]
+"""Gives the weights of a word and a vector; for words of eight bytes, of half of a vector."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,13 @@ class Smull:
         for k in range(self.registers(tile.columns, tile.vectors)):
             tile.set(body, k, broadcast(0, "int32", 4))
 
-    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Callable[[int, int], Expr]) -> None:
+    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Weights) -> None:
         """Adds the products of 16 bytes of every column: ``weights(word, vector)``."""
         for first in (0, 2):
             words = [[body.name(intrinsics.dup_word(v, first + k), "dup") for v in x] for k in (0, 1)]
-            self._add(body, tile, words, lambda word, vector, first=first: weights(first + word, vector))  # type: ignore[misc]
+            self._add(body, tile, words, _from(weights, first))
 
-    def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Callable[[int, int], Expr]) -> None:  # fmt: skip
+    def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Weights) -> None:  # fmt: skip
         """Adds the products of single words, ``x[word][column]``, each of four bytes."""
         spread = [[spread_word(body, v) for v in columns] for columns in x]
         for first in range(0, len(x), 2):
@@ -81,10 +86,10 @@ class Smull:
                 body,
                 tile,
                 spread[first : first + 2],
-                lambda word, vector, first=first: weights(first + word, vector),  # type: ignore[misc]
+                _from(weights, first),
             )
 
-    def _add(self, body: Body, tile: Tile, words: Sequence[Sequence[Expr]], weights: Callable[[int, int], Expr]) -> None:  # fmt: skip
+    def _add(self, body: Body, tile: Tile, words: Sequence[Sequence[Expr]], weights: Weights) -> None:  # fmt: skip
         for vector in range(tile.vectors):
             w = [weights(k, vector) for k in range(len(words))]
             for column in range(tile.columns):
@@ -125,18 +130,16 @@ class Sdot:
             for column in range(tile.columns):
                 tile.set(body, column * tile.vectors + vector, value)
 
-    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Callable[[int, int], Expr]) -> None:
+    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Weights) -> None:
         """Adds the products of 16 bytes of every column: ``weights(word, vector)``."""
         for word in range(4):
-            self._add(
-                body, tile, [intrinsics.dup_word(v, word) for v in x], lambda v, word=word: weights(word, v)
-            )  # type: ignore[misc]
+            self._add(body, tile, [intrinsics.dup_word(v, word) for v in x], partial(weights, word))
 
-    def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Callable[[int, int], Expr]) -> None:  # fmt: skip
+    def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Weights) -> None:  # fmt: skip
         """Adds the products of single words, ``x[word][column]``, each of four bytes."""
         for word, columns in enumerate(x):
             spread = [spread_word(body, v) for v in columns]
-            self._add(body, tile, spread, lambda v, word=word: weights(word, v))  # type: ignore[misc]
+            self._add(body, tile, spread, partial(weights, word))
 
     def _add(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Load) -> None:
         for vector in range(tile.vectors):
@@ -168,17 +171,20 @@ class Smmla:
                 for half in (0, 1):
                     tile.set(body, 2 * (pair * tile.vectors + vector) + half, halves[half])
 
-    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Callable[[int, int], Expr]) -> None:
+    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Weights) -> None:
         """Adds the products of 16 bytes of every column: ``weights(word, 2 * vector + half)``."""
-        for word in (0, 1):
-            pairs = [body.name(intrinsics.zip_halves(a, b, word), "pair") for a, b in _pairs(x)]
-            self._add(body, tile, pairs, lambda k, word=word: weights(word, k))  # type: ignore[misc]
+        # The high halves come first: then the low ones can be joined in place, by one instruction instead of two.
+        high, low = (
+            [body.name(intrinsics.zip_halves(a, b, word), "pair") for a, b in _pairs(x)] for word in (1, 0)
+        )
+        for word, pairs in enumerate((low, high)):
+            self._add(body, tile, pairs, partial(weights, word))
 
-    def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Callable[[int, int], Expr]) -> None:  # fmt: skip
+    def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Weights) -> None:  # fmt: skip
         """Adds the products of single words, ``x[word][column]``, each of eight bytes."""
         for word, columns in enumerate(x):
             pairs = [body.name(shuffle([a, b], range(16)), "pair") for a, b in _pairs(columns)]
-            self._add(body, tile, pairs, lambda k, word=word: weights(word, k))  # type: ignore[misc]
+            self._add(body, tile, pairs, partial(weights, word))
 
     def _add(self, body: Body, tile: Tile, pairs: Sequence[Expr], weights: Load) -> None:
         for vector in range(tile.vectors):
@@ -203,7 +209,12 @@ def products(instruction: str, *, paired: bool = True) -> Products:
     """The steps with ``instruction``; ``paired`` as of :class:`Smull`."""
     if instruction == "smull":
         return Smull(paired)
-    return {"sdot": Sdot, "smmla": Smmla}[instruction]()
+    return Sdot() if instruction == "sdot" else Smmla()
+
+
+def _from(weights: Weights, first: int) -> Weights:
+    """``weights`` from word ``first`` on."""
+    return lambda word, vector: weights(first + word, vector)
 
 
 def spread_word(body: Body, x: Expr) -> Expr:
@@ -215,6 +226,3 @@ def spread_word(body: Body, x: Expr) -> Expr:
 def _pairs(x: Sequence[Expr]) -> list[tuple[Expr, Expr]]:
     """Neighbours; an odd last one stands for its neighbour too, whose result nobody reads."""
     return [(x[k], x[min(k + 1, len(x) - 1)]) for k in range(0, len(x), 2)]
-
-
-__all__ = ["INT32X4", "Products", "Sdot", "Smmla", "Smull", "Tile", "products"]

@@ -29,7 +29,8 @@ QUARTER = REGISTERS * VECTOR_BYTES
 def stored_table(table: NDArray[Any]) -> NDArray[np.int8]:
     """The table of ``qc.lut`` with stored results, in the order of the bytes of stored indices."""
     order = np.arange(256) ^ SIGNED.offset  # the byte of q - 128 is q with its top bit flipped
-    return (table.astype(np.int16)[order] - SIGNED.offset).astype(np.int8)
+    stored: NDArray[np.int8] = (table.astype(np.int16)[order] - SIGNED.offset).astype(np.int8)
+    return stored
 
 
 def table_lookup(shape: Sequence[int], border: Border = NO_BORDER) -> tirx.PrimFunc:

@@ -32,7 +32,9 @@ def decode(code: bytes, start: int) -> list[Instruction]:
         refers = _reference(word, address, pages)
         kind = _kind(word)
         name = next((n for n, mask, value in _NAMED if word & mask == value), kind)
-        result.append(Instruction(address, name, kind, jump, _is(word, _B) and word >> 31 == 1, refers))
+        width = (128 if word >> 30 & 1 else 64) if kind == "vector" else 0
+        calls = _is(word, _B) and word >> 31 == 1
+        result.append(Instruction(address, name, kind, 4, width, jump, calls, refers))
     return result
 
 

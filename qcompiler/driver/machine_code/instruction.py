@@ -17,6 +17,8 @@ class Instruction:
         address: where it is.
         mnemonic: lower case; of instructions that nobody counts, their kind.
         kind: what it needs.
+        size: bytes of the code.
+        width: bits of the vector that it works on; 0 for none.
         jump: the address it may go to, within the library; None for all but direct branches.
         calls: it is a call.
         refers: an address in the library that it takes; None for most.
@@ -25,6 +27,8 @@ class Instruction:
     address: int
     mnemonic: str
     kind: Kind
+    size: int
+    width: int = 0
     jump: int | None = None
     calls: bool = False
     refers: int | None = None

@@ -20,11 +20,13 @@ from qcompiler.driver.machine_code.instruction import Instruction, Kind
 _MNEMONICS = {value: name.lower() for name, value in vars(Mnemonic).items() if isinstance(value, int)}
 _BRANCHES = frozenset({FlowControl.CALL, FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH})
 _NEAR_TARGETS = frozenset({OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64})
-_VECTORS = frozenset(
-    value
+_WIDTHS = {"XMM": 128, "YMM": 256, "ZMM": 512}
+_VECTORS = {
+    value: _WIDTHS[name[:3]]
     for name, value in vars(Register).items()
-    if isinstance(value, int) and name.startswith(("XMM", "YMM", "ZMM"))
-)
+    if isinstance(value, int) and name[:3] in _WIDTHS
+}
+"""Bits of the vector registers."""
 _WRITES = frozenset({OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE})
 
 
@@ -39,9 +41,17 @@ def decode(code: bytes, start: int) -> list[Instruction]:
         elif decoded.memory_base == Register.RIP:
             refers = decoded.memory_displacement
         calls = decoded.flow_control == FlowControl.CALL
-        kind = _kind(decoded, info)
-        result.append(Instruction(decoded.ip, _MNEMONICS[decoded.mnemonic], kind, jump, calls, refers))
+        name, kind = _MNEMONICS[decoded.mnemonic], _kind(decoded, info)
+        width = _width(decoded)
+        result.append(Instruction(decoded.ip, name, kind, decoded.len, width, jump, calls, refers))
     return result
+
+
+def _width(decoded: Decoded) -> int:
+    """Bits of the vector register that is written first."""
+    if decoded.op_count == 0 or decoded.op0_kind != OpKind.REGISTER:
+        return 0
+    return _VECTORS.get(decoded.op0_register, 0)
 
 
 def _kind(decoded: Decoded, info: InstructionInfoFactory) -> Kind:
