@@ -8,6 +8,7 @@ Without it, two taps at once are multiplied to 16 bits and added (``smull``, ``s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +18,22 @@ from tvm.ir import Expr
 from qcompiler.targets.arm import intrinsics, memory
 from qcompiler.targets.arm.finish import Epilogue, Finish
 from qcompiler.targets.arm.layouts import BLOCK, VECTOR
+from qcompiler.targets.arm.products import Tile
 from qcompiler.targets.borders import in_root_block, sequence
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div, loop_kind
 from qcompiler.targets.cpu.vectors import Body, broadcast, ramp, shuffle
 
-Load = Callable[[int, int], Expr]
+Load = Callable[[Body, "Expr | int", int], Expr]
 """Gives the bytes of a row of the window, and of an input column counted from the tile's first."""
 
-Weight = Callable[[int], Expr]
+Weight = Callable[[Body, "Expr | int"], Expr]
 """Gives sixteen packed weights."""
 
 WORD = 4
 """Rows of a window that one lane of ``sdot`` covers."""
+
+UNROLLED = 9
+"""Taps of a window without a loop over its rows."""
 
 QUARTERS = BLOCK // VECTOR
 """Vectors of int32 for the channels of a block."""
@@ -39,18 +44,28 @@ def uses_sdot(instruction: str, shape: ConvShape) -> bool:
     return instruction in ("sdot", "smmla") and shape.kernel[0] > 1
 
 
+def pack_channels(values: NDArray[Any]) -> NDArray[Any]:
+    """Packs ``[C, ...]`` values of channels to ``[C/16, 16, ...]``.
+
+    The last block holds the last 16 channels, some of them in the block before too; of fewer than 16, the rest is zero.
+    """
+    channels = values.shape[0]
+    if channels < BLOCK:
+        values = np.concatenate([values, np.zeros((BLOCK - channels, *values.shape[1:]), values.dtype)])
+    starts = np.minimum(np.arange(ceil_div(channels, BLOCK)) * BLOCK, max(channels - BLOCK, 0))
+    return values[starts[:, None] + np.arange(BLOCK)]
+
+
 def pack_weight(weight: NDArray[np.int8], *, sdot: bool) -> NDArray[np.int8]:
     """Packs ``[C, 1, KH, KW]`` weights to ``[C/16, KW, KH/4, 16, 4]`` for ``sdot``, else to ``[C/16, KH, KW, 16]``."""
-    channels, _, kh, kw = weight.shape
-    blocks, chunks = ceil_div(channels, BLOCK), ceil_div(kh, WORD)
+    packed = pack_channels(weight[:, 0])
+    blocks, _, kh, kw = packed.shape
     if not sdot:
-        padded = np.zeros((blocks * BLOCK, kh, kw), np.int8)
-        padded[:channels] = weight[:, 0]
-        return np.ascontiguousarray(padded.reshape(blocks, BLOCK, kh, kw).transpose(0, 2, 3, 1))
-    rows = np.zeros((blocks * BLOCK, chunks * WORD, kw), np.int8)
-    rows[:channels, :kh] = weight[:, 0]
-    words = rows.reshape(blocks, BLOCK, chunks, WORD, kw)
-    return np.ascontiguousarray(words.transpose(0, 4, 2, 1, 3))
+        return np.ascontiguousarray(packed.transpose(0, 2, 3, 1))
+    chunks = ceil_div(kh, WORD)
+    rows = np.zeros((blocks, BLOCK, chunks * WORD, kw), np.int8)
+    rows[:, :, :kh] = packed
+    return np.ascontiguousarray(rows.reshape(blocks, BLOCK, chunks, WORD, kw).transpose(0, 4, 2, 1, 3))
 
 
 class Depthwise:
@@ -85,82 +100,85 @@ class Depthwise:
 
     def function(self, cycles: int) -> tirx.PrimFunc:
         """The kernel, which takes about ``cycles`` on one core."""
-        s, whole = self.shape, self.shape.out_channels // BLOCK
-        task = tirx.Var("task", "int32")
-        row, block = task // self.blocks, task % self.blocks
-
-        def of_row(channels: int) -> tirx.Stmt:
-            steps: list[tirx.Stmt] = []
-            tiles, rest = divmod(s.out_width, self.columns)
-            if tiles:
-                step = tirx.Var("tile", "int32")
-                body = self._tile(row, step * self.columns, self.columns, block, channels)
-                steps.append(tirx.For(step, 0, tiles, tirx.ForKind.SERIAL, body))
-            if rest:
-                first = tirx.const(tiles * self.columns, "int32")
-                steps.append(self._tile(row, first, rest, block, channels))
-            return sequence(steps)
-
-        rest = s.out_channels % BLOCK
-        body = of_row(rest if whole == 0 else BLOCK)
-        if whole and rest:
-            body = tirx.IfThenElse(block < whole, body, of_row(rest))
-        loop = tirx.For(task, 0, s.batch * s.out_height * self.blocks, loop_kind(cycles), body)
+        s = self.shape
+        row, block = tirx.Var("row", "int32"), tirx.Var("block", "int32")
+        steps: list[tirx.Stmt] = []
+        tiles, rest = divmod(s.out_width, self.columns)
+        if tiles:
+            step = tirx.Var("tile", "int32")
+            body = self._tile(row, step * self.columns, self.columns, block)
+            steps.append(tirx.For(step, 0, tiles, tirx.ForKind.SERIAL, body))
+        if rest:
+            steps.append(self._tile(row, tirx.const(tiles * self.columns, "int32"), rest, block))
+        inner = tirx.For(block, 0, self.blocks, tirx.ForKind.SERIAL, sequence(steps))
+        loop = tirx.For(row, 0, s.batch * s.out_height, loop_kind(cycles), inner)
         view = tirx.DeclBuffer(self.flat_weight, data=self.weight.data)
-        function = tirx.PrimFunc(
-            [self.x, self.weight, *self.finish.arguments], in_root_block(tirx.SeqStmt([view, loop]))
-        )
+        whole = in_root_block(tirx.SeqStmt([view, loop]))
+        function = tirx.PrimFunc([self.x, self.weight, *self.finish.arguments], whole)
         return function.with_attr("tirx.noalias", True).with_attr("s_tir", True)
 
-    def _tile(self, row: Expr, first: Expr, columns: int, block: Expr, channels: int) -> tirx.Stmt:
-        """``columns`` output columns from ``first`` on, of the ``channels`` channels of a block."""
+    def _tile(self, row: Expr, first: Expr, columns: int, block: Expr) -> tirx.Stmt:
+        """``columns`` output columns from ``first`` on, of the channels of a block."""
         s, body = self.shape, Body()
         image, i = row // s.out_height, row % s.out_height
+        channels = min(s.out_channels, BLOCK)
+        # The last block is whole too: it begins among the channels of the one before.
+        channel = body.name(tirx.min(block * BLOCK, s.out_channels - channels), "channel")
 
-        def load(r: int, column: int) -> Expr:
+        def load(body: Body, r: Expr | int, column: int) -> Expr:
             index = [image, i * s.strides[0] + r * s.dilation[0], first * s.strides[1] + column]
-            return memory.load(body, self.x, index, block * BLOCK, channels, BLOCK)
+            return memory.load(body, self.x, index, channel, channels, BLOCK)
 
-        def weight(tap: int) -> Expr:
-            return body.name(
-                tirx.BufferLoad(self.flat_weight, [ramp((block * self.taps + tap) * BLOCK, BLOCK)]), "w"
-            )
+        def weight(body: Body, tap: Expr | int) -> Expr:
+            place = ramp((block * self.taps + tap) * BLOCK, BLOCK)
+            return body.name(tirx.BufferLoad(self.flat_weight, [place]), "w")
 
-        bias = [
-            body.name(self.finish.constant("bias", block * QUARTERS + k), "bias") for k in range(QUARTERS)
-        ]
-        sums = [list(bias) for _ in range(columns)]
+        tile = Tile(
+            columns, QUARTERS, tirx.decl_buffer((columns * BLOCK,), "int32", name="acc", scope="local")
+        )
+        body.add(tirx.AllocBuffer(tile.buffer))
+        for k in range(QUARTERS):
+            bias = body.name(self.finish.constant("bias", block * QUARTERS + k), "bias")
+            for j in range(columns):
+                tile.set(body, j * QUARTERS + k, bias)
+        rows, width = s.kernel
         if self.sdot:
-            self._by_sdot(body, sums, load, weight)
+            self._by_sdot(body, tile, load, weight)
+        elif rows * width <= UNROLLED:
+            self._by_smull(body, tile, [(r, q) for r in range(rows) for q in range(width)], load, weight)
         else:
-            self._by_smull(body, sums, load, weight)
+            kh, inner = tirx.Var("kh", "int32"), Body()
+            self._by_smull(inner, tile, [(kh, q) for q in range(width)], load, weight)
+            body.add(tirx.For(kh, 0, rows, tirx.ForKind.SERIAL, tirx.SeqStmt(inner.statements)))
         for j in range(columns):
-            self.finish.write(body, sums[j], block * QUARTERS, [image, i, first + j], channels)
+            sums = [tile.register(j * QUARTERS + k) for k in range(QUARTERS)]
+            self.finish.write(body, sums, block * QUARTERS, [image, i, first + j], channels, channel)
         return tirx.SeqStmt(body.statements)
 
-    def _by_sdot(self, body: Body, sums: list[list[Expr]], load: Load, weight: Weight) -> None:
+    def _by_sdot(self, body: Body, tile: Tile, load: Load, weight: Weight) -> None:
         (kh, kw), stride, dilation = self.shape.kernel, self.shape.strides[1], self.shape.dilation[1]
-        for column in sorted({j * stride + q * dilation for j in range(len(sums)) for q in range(kw)}):
-            taps = [
-                (j, q) for j in range(len(sums)) for q in range(kw) if j * stride + q * dilation == column
-            ]
+        outputs = range(tile.columns)
+        for column in sorted({j * stride + q * dilation for j in outputs for q in range(kw)}):
+            taps = [(j, q) for j in outputs for q in range(kw) if j * stride + q * dilation == column]
             for chunk in range(self.chunks):
-                rows = [load(r, column) for r in range(chunk * WORD, min(kh, chunk * WORD + WORD))]
+                rows = [load(body, r, column) for r in range(chunk * WORD, min(kh, chunk * WORD + WORD))]
                 words = _words(body, rows)
                 for j, q in taps:
                     for k in range(QUARTERS):
-                        w = weight((q * self.chunks + chunk) * QUARTERS + k)
-                        sums[j][k] = body.name(intrinsics.sdot(sums[j][k], w, words[k]), "sum")
+                        w = weight(body, (q * self.chunks + chunk) * QUARTERS + k)
+                        register = j * QUARTERS + k
+                        tile.set(body, register, intrinsics.sdot(tile.register(register), w, words[k]))
 
-    def _by_smull(self, body: Body, sums: list[list[Expr]], load: Load, weight: Weight) -> None:
-        (kh, kw), stride, dilation = self.shape.kernel, self.shape.strides[1], self.shape.dilation[1]
-        taps = [(r, q) for r in range(kh) for q in range(kw)]
+    def _by_smull(
+        self, body: Body, tile: Tile, taps: Sequence[tuple[Expr | int, int]], load: Load, weight: Weight
+    ) -> None:
+        stride, dilation = self.shape.strides[1], self.shape.dilation[1]
         step = 2 if self.paired else 1
         for t in range(0, len(taps), step):
             group = taps[t : t + step]
-            weights = [weight(t + k) for k in range(len(group))]
-            for j, column in enumerate(sums):
-                x = [load(r, j * stride + q * dilation) for r, q in group]
+            weights = [weight(body, r * self.shape.kernel[1] + q) for r, q in group]
+            for j in range(tile.columns):
+                x = [load(body, r, j * stride + q * dilation) for r, q in group]
                 for part, half in enumerate((intrinsics.low, intrinsics.high)):
                     operands = [(half(w), half(v)) for w, v in zip(weights, x, strict=True)]
                     if len(operands) == 2:
@@ -170,7 +188,8 @@ class Depthwise:
                     products = body.name(products, "products")
                     for k in (0, 1):
                         wide = shuffle([products], range(4 * k, 4 * k + 4)).astype("int32x4")
-                        column[2 * part + k] = body.name(column[2 * part + k] + wide, "sum")
+                        register = j * QUARTERS + 2 * part + k
+                        tile.set(body, register, tile.register(register) + wide)
 
 
 def _words(body: Body, rows: Sequence[Expr]) -> list[Expr]:

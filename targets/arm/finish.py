@@ -64,27 +64,25 @@ class Finish:
         return tirx.BufferLoad(self.constants[name], index)
 
     def write(
-        self, body: Body, sums: Sequence[Expr], vector: Expr, index: Sequence[Expr], channels: int
-    ) -> None:
+        self, body: Body, sums: Sequence[Expr], vector: Expr, index: Sequence[Expr], channels: int, channel: Expr | None = None
+    ) -> None:  # fmt: skip
         """Writes the sums of a pixel, vectors from ``vector`` on with ``channels`` channels, 16 channels at once.
 
-        ``index`` is the pixel's place in the output.
+        ``index`` is the pixel's place in the output, and ``channel`` the first channel if it is not that of ``vector``.
         """
         per_store = BLOCK // VECTOR
         for first in range(0, len(sums), per_store):
             group = sums[first : first + per_store]
             valid = min(channels - first * VECTOR, len(group) * VECTOR)
-            channel = (vector + first) * VECTOR
-            values = self._scaled(body, group, vector + first, index, channel, valid)
+            place = (vector + first) * VECTOR if channel is None else channel + first * VECTOR
+            values = self._scaled(body, group, vector + first, index, place, valid)
             last = self.epilogue.requantization
             if last is not None:
-                memory.store(
-                    body, self.out, index, channel, valid, body.name(last.of_vectors(values), "bytes")
-                )
+                memory.store(body, self.out, index, place, valid, body.name(last.of_vectors(values), "bytes"))
                 continue
             for k, value in enumerate(values):
                 count = min(VECTOR, valid - k * VECTOR)
-                memory.store(body, self.out, index, channel + k * VECTOR, count, body.name(value, "real"))
+                memory.store(body, self.out, index, place + k * VECTOR, count, body.name(value, "real"))
 
     def _scaled(
         self, body: Body, sums: Sequence[Expr], vector: Expr, index: Sequence[Expr], channel: Expr, valid: int

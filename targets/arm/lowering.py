@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from typing import Any
@@ -47,13 +48,10 @@ def _channel_constants(call: relax.Call) -> dict[int, NDArray[Any]]:
     return found
 
 
-def _channel_args(call: relax.Call, blocks: int, lanes: int) -> list[relax.Expr]:
-    """Bias, multiplier, and with a residual the residual, its multiplier and its offset, padded to blocks."""
+def _channel_args(call: relax.Call, pack: Callable[[NDArray[Any]], NDArray[Any]]) -> list[relax.Expr]:
+    """Bias, multiplier, and with a residual the residual, its multiplier and its offset, packed."""
     constants = _channel_constants(call)
-    return [
-        call.args[k] if k == 4 else constant(pack_channels(constants[k], blocks, lanes))
-        for k in range(2, len(call.args))
-    ]
+    return [call.args[k] if k == 4 else constant(pack(constants[k])) for k in range(2, len(call.args))]
 
 
 def _lower_dense(call: relax.Call, shape: ConvShape, weight: NDArray[np.int8], target: Target, *, matrix: bool) -> Lowered:  # fmt: skip
@@ -64,7 +62,11 @@ def _lower_dense(call: relax.Call, shape: ConvShape, weight: NDArray[np.int8], t
     paired = bool(weight.size == 0 or weight.min() > -128)
     kernel = dense.Dense(shape, _epilogue(call), target.instruction, decision, matrix=matrix, paired=paired)
     cycles = decisions.parallel_cycles(target, shape)
-    args = [call.args[0], constant(packed), *_channel_args(call, cut.blocks, cut.lanes)]
+    args = [
+        call.args[0],
+        constant(packed),
+        *_channel_args(call, partial(pack_channels, blocks=cut.blocks, lanes=cut.lanes)),
+    ]
     return Lowered(mark_scheduled(kernel.function(cycles)), args, target.instruction)
 
 
@@ -77,7 +79,7 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
         shape, _epilogue(call), depthwise.columns(shape), sdot=sdot, paired=bool(weight.min() > -128)
     )
     packed = depthwise.pack_weight(weight, sdot=sdot)
-    args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], layouts.BLOCK)]
+    args = [call.args[0], constant(packed), *_channel_args(call, depthwise.pack_channels)]
     function = kernel.function(depthwise.cycles(shape))
     return Lowered(mark_scheduled(function), args, "sdot" if sdot else "smull")
 
