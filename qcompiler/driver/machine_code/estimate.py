@@ -129,7 +129,12 @@ def _simulated(library: Path, loop: Loop, target: Target, mca: Path, objdump: Pa
     command = [str(mca), f"-mtriple={triple}", f"-mcpu={cpu}", f"-iterations={ITERATIONS}", "-instruction-info=0", "-resource-pressure=0"]  # fmt: skip
     if target.family == "arm":
         command.append("-mattr=+dotprod,+i8mm")
-    ran = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=False)
+    # A branch's target is an address of the library, which may be out of reach from where the analyzer assembles.
+    code = "\n".join(
+        re.sub(r"^(\s*(?:b\S*|cbn?z|tbn?z|j\w+)\s+(?:.*,\s*)?)0x[0-9a-f]+$", r"\1.Lloop", line)
+        for line in lines
+    )
+    ran = subprocess.run(command, input=f".Lloop:\n{code}\n", capture_output=True, text=True, check=False)
     match = re.search(r"Total Cycles:\s+(\d+)", ran.stdout)
     return int(match[1]) / ITERATIONS if ran.returncode == 0 and match else None
 
