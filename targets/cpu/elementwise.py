@@ -102,11 +102,11 @@ def mul(
     return spatial([a, b, te.compute(tuple(out_shape), element, name="out")])
 
 
-def lut(shape: Sequence[int], storage: Storage) -> Kernel:
-    """``qc.lut``; the table is stored as the activations are, and starts with the least of them."""
-    x = te.placeholder(tuple(shape), storage.dtype, name="x")
-    table = te.placeholder((256,), storage.dtype, name="table")
-    return spatial([x, table, te.compute(tuple(shape), lambda *i: table[storage.read(x[i])], name="out")])
+def lut(shape: Sequence[int]) -> Kernel:
+    """``qc.lut``."""
+    x = te.placeholder(tuple(shape), "uint8", name="x")
+    table = te.placeholder((256,), "uint8", name="table")
+    return spatial([x, table, te.compute(tuple(shape), lambda *i: table[i32(x[i])], name="out")])
 
 
 def _window(

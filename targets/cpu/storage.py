@@ -21,11 +21,6 @@ class Storage:
     dtype: Literal["uint8", "int8"]
     offset: int
 
-    def read(self, stored: Expr) -> Expr:
-        """q as int32."""
-        value = stored.astype("int32")
-        return value + self.offset if self.offset else value
-
     def element(self, q: int) -> Expr:
         """The constant q as it is stored."""
         return tirx.const(q - self.offset, self.dtype)

@@ -252,9 +252,7 @@ def lower_lut(call: relax.Call, target: Target) -> Lowered:
             list(call.args),
             with_border=lambda border: tables.table_lookup(shape, border),
         )
-    return spatial(
-        elementwise.lut(dims(call.args[0]), UNSIGNED), call, list(call.args), target, element_bytes=1
-    )
+    return spatial(elementwise.lut(dims(call.args[0])), call, list(call.args), target, element_bytes=1)
 
 
 def reads_padded(call: relax.Call, target: Target) -> bool:
