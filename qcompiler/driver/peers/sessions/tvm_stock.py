@@ -14,18 +14,19 @@ def import_engine() -> None:
     # TVM imports torch where it is installed, and needs nothing of it here: hidden, it costs no time and memory.
     sys.modules["torch"] = None  # type: ignore[assignment]  # None makes an import raise ImportError
     import tvm  # noqa: F401
-    from tvm import relax  # noqa: F401
 
     del sys.modules["torch"]
 
 
 def open_session(model: str, threads: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
     import tvm
-    from tvm import relax
 
     # -1: any cores. Without this TVM takes half of what it sees.
     tvm.get_global_func("runtime.config_threadpool")(-1, threads)
-    machine = relax.VirtualMachine(tvm.runtime.load_module(model), tvm.cpu())
+    # tvm.relax, whose VirtualMachine does the same, cannot be imported without the compiler.
+    machine = tvm.runtime.load_module(model)["vm_load_executable"]()
+    cpu, first_device, pooled = 1, 0, 2
+    machine["vm_initialization"](cpu, first_device, pooled)
     function = machine["main"]
 
     def run(inputs: Sequence[Any]) -> Sequence[Any]:
