@@ -20,6 +20,7 @@ from qcompiler.passes.plan_layout import PlanLayout
 from qcompiler.passes.propagate_quantization import PropagateQuantization
 from qcompiler.passes.rewrite_to_integer import RewriteToInteger
 from qcompiler.passes.schedule_float import ScheduleFloat
+from qcompiler.passes.store_signed import StoreSigned
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
 from qcompiler.targets.base import Target
 from qcompiler.targets.borders import Borders
@@ -115,7 +116,8 @@ def to_physical(
     """Phase *physical*: layouts are the target's, weights are packed, every operator is a scheduled kernel."""
     lower = LowerInteger(target, lowerings, scheduler, borders)
     expose = [ExposePadding(target, borders)] if borders else []
-    module = _apply([PlanLayout(), *expose, lower], module, dump)
+    signed = [StoreSigned()] if target.activations == "int8" else []
+    module = _apply([PlanLayout(), *expose, *signed, lower], module, dump)
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
     with tvm_target:
         module = _apply(

@@ -8,6 +8,10 @@ with rounding to nearest even. An activation stands for ``scale * (q - zero_poin
 No formula has two float products in one sum, so there is nothing that a compiler could contract into a fused
 multiply-add: every IEEE machine computes the same bits.
 
+Any operator may have an attribute ``storage``: ``uint8`` if it is missing, or ``int8``. It changes no value. With ``int8``
+activations, operands and results alike, lie in memory as ``q - 128``, and the result's dtype is int8; attributes and
+constants stay in terms of q.
+
 Spatial operators have an attribute ``layout``, ``NCHW`` or ``NHWC``, of their activations; ``padding`` is
 (top, left, bottom, right).
 
@@ -77,6 +81,11 @@ def window_extent(size: int, kernel: int, stride: int, pads: int, dilation: int 
     return (size + pads - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def _stored(call: relax.Call, dtype: str = "uint8") -> str:
+    """The result's dtype: ``dtype``, or for activations what ``storage`` says."""
+    return str(call.attrs["storage"]) if dtype == "uint8" and "storage" in call.attrs else dtype
+
+
 def _infer_conv2d(call: relax.Call) -> relax.TensorType:
     a, x, w = call.attrs, _dims(call.args[0]), _dims(call.args[1])
     hax, wax, cax = spatial_axes(str(a["layout"]))
@@ -85,35 +94,35 @@ def _infer_conv2d(call: relax.Call) -> relax.TensorType:
     shape[hax] = window_extent(x[hax], w[2], int(a["strides"][0]), pt + pb, int(a["dilation"][0]))
     shape[wax] = window_extent(x[wax], w[3], int(a["strides"][1]), pl + pr, int(a["dilation"][1]))
     shape[cax] = w[0]
-    return relax.TensorType(shape, str(a["out_dtype"]))
+    return relax.TensorType(shape, _stored(call, str(a["out_dtype"])))
 
 
 def _infer_dense(call: relax.Call) -> relax.TensorType:
     x, w = _dims(call.args[0]), _dims(call.args[1])
-    return relax.TensorType([*x[:-1], w[0]], str(call.attrs["out_dtype"]))
+    return relax.TensorType([*x[:-1], w[0]], _stored(call, str(call.attrs["out_dtype"])))
 
 
 def _infer_binary(call: relax.Call) -> relax.TensorType:
     shape = np.broadcast_shapes(tuple(_dims(call.args[0])), tuple(_dims(call.args[1])))
-    return relax.TensorType(list(shape), "uint8")
+    return relax.TensorType(list(shape), _stored(call))
 
 
 def _infer_max_pool2d(call: relax.Call) -> relax.TensorType:
     shape = _dims(call.args[0])
     hax, wax, _ = spatial_axes(str(call.attrs["layout"]))
     shape[hax], shape[wax] = (int(s) for s in call.attrs["out_size"])
-    return relax.TensorType(shape, "uint8")
+    return relax.TensorType(shape, _stored(call))
 
 
 def _infer_avg_pool2d(call: relax.Call) -> relax.TensorType:
     shape = _dims(call.args[0])
     hax, wax, _ = spatial_axes(str(call.attrs["layout"]))
     shape[hax], shape[wax] = _dims(call.args[1])
-    return relax.TensorType(shape, "uint8")
+    return relax.TensorType(shape, _stored(call))
 
 
 def _infer_same(dtype: str) -> Callable[[relax.Call], relax.TensorType]:
-    return lambda call: relax.TensorType(_dims(call.args[0]), dtype)
+    return lambda call: relax.TensorType(_dims(call.args[0]), _stored(call, dtype))
 
 
 _DECLARATIONS: dict[str, Callable[[relax.Call], relax.TensorType]] = {

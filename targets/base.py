@@ -7,7 +7,7 @@ from typing import Literal
 
 from qcompiler.errors import TargetError
 
-DotProduct = Literal["vpdpbusd", "vpmaddwd"]
+DotProduct = Literal["vpdpbusd", "vpmaddwd", "smull", "sdot", "smmla"]
 """Instruction that multiplies and accumulates 8-bit integers into 32 bits, under the vendor's name."""
 
 
@@ -95,6 +95,11 @@ class Target:
                 raise TargetError(f"target {self.name}: {name} is {getattr(self, name)}; it must be positive")
         if self.opt_level not in range(4):
             raise TargetError(f"target {self.name}: opt_level is {self.opt_level}; allowed: 0, 1, 2, 3")
+
+    @property
+    def activations(self) -> Literal["uint8", "int8"]:
+        """How an activation q of 0 to 255 is stored: as it is, or as q - 128 for instructions on signed numbers."""
+        return "int8" if self.instruction in ("smull", "sdot", "smmla") else "uint8"
 
     @property
     def int32_lanes(self) -> int:

@@ -41,10 +41,24 @@ QUANTIZE_TO_NHWC = "quantize_to_nhwc"
 """Name of a quantize node whose NCHW result is wanted in NHWC, among the operators of a target."""
 
 
+CONV2D_OF_CONCAT = "conv2d_of_concat"
+"""Name of a convolution that reads what is concatenated for it, among the operators of a target.
+
+Its call has the tuple of these tensors as its first operand; one that is a call of ``qc.lut`` is looked up on the way.
+"""
+
+
 def border_of(pad: relax.Call) -> Border | None:
-    """The border that a call of ``nn.pad`` puts around an NHWC tensor of bytes; None for any other padding."""
+    """The border that a call of ``nn.pad`` puts around an NHWC tensor of bytes; None for any other padding.
+
+    Its value is a byte as it is stored, of the tensor's dtype.
+    """
     widths = tuple(int(w) for w in pad.attrs.pad_width)
-    if str(pad.ty.dtype) != "uint8" or len(widths) != 8 or str(pad.attrs.pad_mode) != "constant":
+    if (
+        str(pad.ty.dtype) not in ("uint8", "int8")
+        or len(widths) != 8
+        or str(pad.attrs.pad_mode) != "constant"
+    ):
         return None
     if any(widths[:2]) or any(widths[6:]) or min(widths) < 0:
         return None
@@ -69,7 +83,7 @@ class Borders:
 def fill(buffer: tirx.Buffer, start: tirx.Expr | int, count: int, value: int) -> tirx.Stmt:
     """Sets ``count`` elements of a flat buffer from ``start`` on."""
     k = tirx.Var("k", "int32")
-    store = tirx.BufferStore(buffer, tirx.const(value, "uint8"), [start + k])
+    store = tirx.BufferStore(buffer, tirx.const(value, str(buffer.dtype)), [start + k])
     return tirx.For(k, 0, count, tirx.ForKind.SERIAL, store)
 
 
@@ -105,13 +119,14 @@ def write_border(function: tirx.PrimFunc, border: Border) -> tirx.PrimFunc:
     shape = tuple(int(d) for d in inner.shape)
     outer_shape = border.around(shape)
     _, rows, columns, c = outer_shape
-    outer = tirx.decl_buffer(outer_shape, "uint8", name="padded_out")
+    dtype = str(inner.dtype)
+    outer = tirx.decl_buffer(outer_shape, dtype, name="padded_out")
     view = tirx.decl_buffer(
-        shape, "uint8", name="out", data=outer.data,
+        shape, dtype, name="out", data=outer.data,
         strides=[rows * columns * c, columns * c, c, 1],
         elem_offset=tirx.const((border.top * columns + border.left) * c, "int32"),
     )  # fmt: skip
-    flat = tirx.decl_buffer((rows * columns * c * shape[0],), "uint8", name="flat_out", data=outer.data)
+    flat = tirx.decl_buffer((rows * columns * c * shape[0],), dtype, name="flat_out", data=outer.data)
     body = tvm_ffi.structural_map(function.body, (tirx.Var, lambda v: view if v.same_as(inner) else v))
     fills = [tirx.DeclBuffer(flat, data=outer.data), *border_fills(flat, shape, border)]
     whole = tirx.SeqStmt([*fills, tirx.DeclBuffer(view, data=outer.data), body])

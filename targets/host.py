@@ -39,7 +39,9 @@ def _features(cpuinfo: Path) -> frozenset[str]:
     if not cpuinfo.is_file():
         return frozenset()
     text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    cores = [frozenset(flags.split()) for flags in re.findall(r"^flags\s*:(.*)$", text, re.MULTILINE)]
+    cores = [
+        frozenset(flags.split()) for flags in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    ]
     return frozenset.intersection(*cores) if cores else frozenset()
 
 

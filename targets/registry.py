@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.errors import TargetError
-from qcompiler.targets import x86
+from qcompiler.targets import arm, x86
+from qcompiler.targets.arm import features as arm_features
 from qcompiler.targets.base import Target
 from qcompiler.targets.host import Host, read_host
-from qcompiler.targets.x86.features import cpuinfo_features, without
+from qcompiler.targets.x86 import features as x86_features
 
 if TYPE_CHECKING:
     import tvm
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 NATIVE = "native"
 """Name of the target that describes the machine it is resolved on."""
 
-_TRIPLES = {"x86": "x86_64-unknown-linux-gnu"}
+_TRIPLES = {"x86": "x86_64-unknown-linux-gnu", "arm": "aarch64-unknown-linux-gnu"}
 """LLVM's name of the platform, by target family."""
 
-_TARGETS = {target.name: target for target in (*x86.GENERIC, *x86.CHIPS)}
+_FAMILIES: dict[str, tuple[Any, Any]] = {"x86_64": (x86, x86_features), "aarch64": (arm, arm_features)}
+"""What describes the processors of a machine, by its name in ``platform.machine``."""
+
+_TARGETS = {t.name: t for t in (*x86.GENERIC, *x86.CHIPS, *arm.GENERIC, *arm.CHIPS)}
 
 
 def known() -> tuple[Target, ...]:
-    """All targets: the generic ones, fastest first, then those of one microarchitecture."""
+    """All targets, family by family: the generic ones, fastest first, then those of one microarchitecture."""
     return tuple(_TARGETS.values())
 
 
@@ -43,7 +47,9 @@ def resolve(name: str) -> Target:
         return _native(read_host(), _system_cpu())
     if name in _TARGETS:
         return _TARGETS[name]
-    related = [t.name for t in known() if name in (t.mcpu, t.microarchitecture, t.name.removeprefix("x86-"))]
+    related = [
+        t.name for t in known() if name in (t.mcpu, t.microarchitecture, t.name.removeprefix(f"{t.family}-"))
+    ]
     near = related or difflib.get_close_matches(name, [*_TARGETS, NATIVE], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join((NATIVE, *_TARGETS))};"
     raise TargetError(f"unknown target {name!r}; {hint} run 'qcompile targets'")
@@ -98,11 +104,17 @@ def _system_cpu() -> str:
 
 def _native(host: Host, mcpu: str) -> Target:
     """The target of ``host``, which LLVM calls ``mcpu``."""
-    chip = x86.MCPU_ALIASES.get(mcpu, mcpu)
-    candidates = (*(t for t in x86.CHIPS if t.mcpu == chip), *x86.GENERIC)
+    if host.machine not in _FAMILIES:
+        raise TargetError(
+            f"no target for this machine ({host.machine}); native is known on {' and '.join(_FAMILIES)}; give the "
+            "name of the chip that the library is for: qcompile targets"
+        )
+    family, features = _FAMILIES[host.machine]
+    chip = family.MCPU_ALIASES.get(mcpu, mcpu)
+    candidates: list[Target] = [*(t for t in family.CHIPS if t.mcpu == chip), *family.GENERIC]
     description = next((t for t in candidates if _essential(t) <= host.features), None)
     if description is None:
-        lacks = sorted(_essential(x86.AVX2) - host.features)
+        lacks = sorted(_essential(family.GENERIC[-1]) - host.features)
         raise TargetError(
             f"no target for this processor ({host.machine}): it lacks {', '.join(lacks)}; give the name of "
             "the chip that the library is for: qcompile targets"
@@ -110,18 +122,21 @@ def _native(host: Host, mcpu: str) -> Target:
     hidden = [f for f in description.required_features if f not in host.features]
     target = replace(
         description,
-        llvm_features=(*description.llvm_features, *without(hidden)),
+        llvm_features=(*description.llvm_features, *features.without(hidden)),
         has_vbmi=description.has_vbmi and "avx512vbmi" in host.features,
         l1_bytes=host.l1_bytes or description.l1_bytes,
         l2_bytes=host.l2_bytes or description.l2_bytes,
     )
     # Forbidding a feature also forbids what builds on it, so LLVM is asked what is left.
-    return replace(target, required_features=cpuinfo_features(llvm_features(target))) if hidden else target
+    left = features.cpuinfo_features(llvm_features(target)) if hidden else target.required_features
+    return replace(target, required_features=left)
 
 
 def _essential(target: Target) -> frozenset[str]:
     """What the kernels' instruction and vectors need: what the generic target of the same ones requires."""
     (generic,) = (
-        t for t in x86.GENERIC if (t.instruction, t.vector_bits) == (target.instruction, target.vector_bits)
+        t
+        for t in (*x86.GENERIC, *arm.GENERIC)
+        if (t.instruction, t.vector_bits) == (target.instruction, target.vector_bits)
     )
     return frozenset(generic.required_features)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,18 +15,27 @@ import pytest
 import tvm
 from tvm import relax
 
+from qcompiler.driver.cross import emulator
+from qcompiler.driver.kernels import kernels
+from qcompiler.driver.link import link_shared
+from qcompiler.errors import BuildError
 from qcompiler.passes import pipeline
 from qcompiler.passes.graph import bindings, op_name
 from qcompiler.reference import interpret
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
 from qcompiler.targets.host import read_host
-from qcompiler.targets.x86.lowering import BORDERS, LOWERINGS
 
 T = TypeVar("T")
 
+EMULATED = {"smull": "cortex-a72", "sdot": "neoverse-n1", "smmla": "max"}
+"""The weakest processor of the emulator that has a target's instruction: any other instruction traps."""
+
+ARM_TARGETS = ("arm-neon", "arm-dotprod", "arm-i8mm")
+"""One target of each instruction; kernels for them run emulated."""
+
 TARGETS = ("native", "x86-avx512-vnni", "x86-avx512", "x86-avx2", "x86-avx-vnni")
-"""Targets that the kernels are built for: this machine's, and one of each instruction and width."""
+"""Targets of x86 that the kernels are built for: this machine's, and one of each instruction and width."""
 
 Input = tuple[tuple[int, ...], str]
 """Shape and dtype of a parameter."""
@@ -87,24 +98,49 @@ def in_thread(function: Callable[[], T]) -> T:
 
 
 def runs_here(target: Target) -> bool:
+    """Whether code for ``target`` can run here, emulated or not."""
+    if target.family == "arm":
+        return why_not_emulated() is None
     return frozenset(target.required_features) <= read_host().features
 
 
-def build(module: tvm.IRModule, target: Target) -> Any:
-    """Executable of a module of integer operators."""
+@cache
+def why_not_emulated() -> str | None:
+    """Why ARM code cannot run here; None where it can."""
+    try:
+        emulator.find("arm")
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A module of integer operators, compiled."""
+
+    executable: Any
+    target: Target
+
+
+def build(module: tvm.IRModule, target: Target) -> Built:
+    """Compiles a module of integer operators."""
     tvm_target = registry.to_tvm(target, 2)
     dump = pipeline.Dump(None)
-    physical = pipeline.to_physical(module, target, tvm_target, LOWERINGS, dump, borders=BORDERS)
-    return relax.build(
-        pipeline.to_machine(physical.module, tvm_target, dump), tvm_target, relax_pipeline=None
-    )
+    physical = pipeline.to_physical(module, target, tvm_target, dump=dump, **kernels(target))
+    machine = pipeline.to_machine(physical.module, tvm_target, dump)
+    return Built(relax.build(machine, tvm_target, relax_pipeline=None), target)
 
 
-def run(executable: Any, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+def run(built: Built, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
     """Outputs, flattened, for each of ``samples``."""
+    if built.target.family == "arm":
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "model.so"
+            built.executable.export_library(str(library), fcompile=link_shared)
+            return emulator.run(library, samples, family="arm", cpu=EMULATED[built.target.instruction])
 
     def work() -> list[list[np.ndarray]]:
-        machine = relax.VirtualMachine(executable, tvm.cpu())
+        machine = relax.VirtualMachine(built.executable, tvm.cpu())
         results = []
         for arrays in samples:
             out = machine["main"](*(tvm.runtime.tensor(a) for a in arrays))
@@ -194,8 +230,12 @@ class Suite:
     def check(self, name: str, target_name: str) -> None:
         """Asserts that the kernel of case ``name`` agrees in every bit; only builds it where it cannot run."""
         assert self._executable(target_name) is not None
-        if not runs_here(registry.resolve(target_name)):
-            pytest.skip(f"built, not run: this CPU lacks features of {target_name}")
+        target = registry.resolve(target_name)
+        if not runs_here(target):
+            lacks = (
+                why_not_emulated() if target.family == "arm" else f"this CPU lacks features of {target_name}"
+            )
+            pytest.skip(f"built, not run: {lacks}")
         position = list(self.cases).index(name)
         for given, actual, expected in zip(
             self._samples, self._actual(target_name), self._expected(), strict=True

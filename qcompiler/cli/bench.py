@@ -84,5 +84,5 @@ def command(
         title = f"One run on {result.cpu}, {result.rounds} rounds"
         parts: list[RenderableType] = [report.table(title, columns, rows)]
         if result.busy:
-            parts.append(f"Other programs were running (load {result.load:.2f}): measure again without them.")
+            parts.append(f"Other programs kept {result.others:.2f} cores busy: measure again without them.")
         report.show(*parts)

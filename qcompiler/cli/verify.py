@@ -59,7 +59,9 @@ def command(
                 )
                 for out in result.outputs
             ]
+            where = f", emulated on {result.emulated}" if result.emulated else ""
+            title = f"{result.samples} samples against the reference{where}"
             columns = ["output", "must be", ">elements", ">differing", ">largest", ">SQNR", "result"]
-            report.show(report.table(f"{result.samples} samples against the reference", columns, rows))
+            report.show(report.table(title, columns, rows))
         if result.fault:
             raise VerificationError(result.fault)

@@ -16,19 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import tvm_ffi.libinfo
 from numpy.typing import NDArray
-from tvm import libinfo
 
 from qcompiler.driver.c_runtime import c_runtime_files
+from qcompiler.driver.cross.libraries import runtime_libraries
 from qcompiler.errors import BundleError
 from qcompiler.runtime.library import sha256
 from qcompiler.runtime.manifest import (
     CONSTANT_ALIGNMENT,
-    FFI_LIBRARY_NAME,
     LIBRARY_NAME,
     MANIFEST_NAME,
-    RUNTIME_LIBRARY_NAME,
     ConstantSpec,
     Manifest,
 )
@@ -41,14 +38,6 @@ REFERENCE_NAME = "reference.json.gz"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 """Linux's ``renameat2`` flag: swap two paths in one step."""
-
-
-def runtime_libraries() -> dict[str, Path]:
-    """TVM's runtime libraries of this installation, by their paths in a bundle."""
-    return {
-        RUNTIME_LIBRARY_NAME: Path(libinfo.find_libtvm_runtime()),
-        FFI_LIBRARY_NAME: Path(tvm_ffi.libinfo.find_libtvm_ffi()),
-    }
 
 
 def license_files() -> dict[str, Path]:
@@ -85,12 +74,13 @@ def write(
     Raises:
         BundleError: ``destination`` exists and is no bundle, a file's path leaves the bundle or is taken, or
             the bundle cannot be written, for lack of room or permission.
-        BuildError: the C runtime cannot be compiled.
+        BuildError: the C runtime cannot be compiled, or the runtime libraries of the target's architecture cannot
+            be had.
     """
     target = Path(destination).absolute()
     sources: dict[str, Path | bytes] = {
         LIBRARY_NAME: library,
-        **runtime_libraries(),
+        **runtime_libraries(str(manifest.target["family"])),
         **license_files(),
         **c_runtime_files(manifest),
     }

@@ -20,10 +20,11 @@ from tvm import relax
 import qcompiler.operators  # noqa: F401  registers the integer operators
 from qcompiler._version import __version__
 from qcompiler.config import CompileConfig
-from qcompiler.driver import bundle, disassembly
+from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
+from qcompiler.driver.machine_code.library import count_instructions
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
 from qcompiler.errors import BuildError, CalibrationError, ConfigError
 from qcompiler.frontend import capture
@@ -151,7 +152,7 @@ def _build(
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
         _code(machine, tvm_target, library)
-        counts = disassembly.count_instructions(library)
+        counts = count_instructions(library)
         manifest = Manifest(
             inputs=_inputs(program, integer.module),
             outputs=_outputs(program, integer.module),

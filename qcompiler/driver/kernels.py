@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from qcompiler.errors import TargetError
 from qcompiler.targets.base import Target
+
+FAMILIES = ("x86", "arm")
+"""Families of targets that have kernels."""
 
 
 def kernels(target: Target) -> dict[str, Any]:
@@ -14,10 +19,8 @@ def kernels(target: Target) -> dict[str, Any]:
     Raises:
         TargetError: its family has no kernels.
     """
-    _check(target)
-    from qcompiler.targets.x86.lowering import BORDERS, LOWERINGS
-
-    return {"lowerings": LOWERINGS, "borders": BORDERS}
+    lowering = _module(target, "lowering")
+    return {"lowerings": lowering.LOWERINGS, "borders": lowering.BORDERS}
 
 
 def schedule_version(target: Target) -> int:
@@ -26,24 +29,22 @@ def schedule_version(target: Target) -> int:
     Raises:
         TargetError: its family has no kernels.
     """
-    _check(target)
-    from qcompiler.targets.x86.version import SCHEDULE_VERSION
-
-    return SCHEDULE_VERSION
+    return int(_module(target, "version").SCHEDULE_VERSION)
 
 
 def register(target: Target) -> None:
     """Registers the tensor intrinsics and the generators that schedules for ``target`` name."""
-    _check(target)
-    import qcompiler.targets.x86.lowering  # noqa: F401  registers generators
-    from qcompiler.targets.x86 import intrinsics
+    _module(target, "lowering")  # registers generators
+    if target.family == "x86":
+        intrinsics = _module(target, "intrinsics")
+        for lanes in (target.int32_lanes, target.int32_lanes // 2):
+            intrinsics.dot4(target.instruction, lanes)
 
-    for lanes in (target.int32_lanes, target.int32_lanes // 2):
-        intrinsics.dot4(target.instruction, lanes)
 
-
-def _check(target: Target) -> None:
-    if target.family != "x86":
+def _module(target: Target, name: str) -> ModuleType:
+    if target.family not in FAMILIES:
         raise TargetError(
-            f"target {target.name} is of the family {target.family}, which has no kernels yet; allowed: x86"
+            f"target {target.name} is of the family {target.family}, which has no kernels yet; allowed: "
+            f"{', '.join(FAMILIES)}"
         )
+    return import_module(f"qcompiler.targets.{target.family}.{name}")

@@ -29,6 +29,9 @@ class Machine:
 
 MACHINES: Mapping[str, Machine] = {
     "x86": Machine("x86_64", "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64", "amd64", "x86_64-linux-gnu"),
+    "arm": Machine(
+        "aarch64", "aarch64-linux-gnu.2.28", "manylinux_2_28_aarch64", "arm64", "aarch64-linux-gnu"
+    ),
 }
 """By target family."""
 

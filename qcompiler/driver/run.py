@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from qcompiler import runtime
-from qcompiler.driver.data import Array, Samples, read_samples
+from qcompiler.driver.cross.model import EmulatedModel, open_bundle, run_many
+from qcompiler.driver.data import Array, Samples, chunks, read_samples
 from qcompiler.errors import InputError
 
 
@@ -47,7 +48,7 @@ def run(
     threads: int | None = None,
     require_signature: Path | None = None,
 ) -> RunResult:
-    """Runs a bundle on every sample of ``data``.
+    """Runs a bundle on every sample of ``data``; one for another architecture, emulated.
 
     Args:
         bundle: the bundle's folder.
@@ -59,7 +60,7 @@ def run(
     Raises:
         QCompilerError: the bundle, the data or the CPU is not fit, or ``output`` cannot be written.
     """
-    model = runtime.load(bundle, threads, require_signature=require_signature)
+    model = open_bundle(bundle, threads, require_signature=require_signature)
     samples = read_samples(data, model.inputs)
     outputs = run_all(model, samples)
     if output is not None:
@@ -81,14 +82,15 @@ def run(
     )
 
 
-def run_all(model: runtime.Model, samples: Samples) -> list[Array]:
+def run_all(model: runtime.Model | EmulatedModel, samples: Samples) -> list[Array]:
     """The model's outputs for all samples, joined along the first axis.
 
     An output whose first axis is not the batch belongs to a run as a whole; the runs are its first axis then.
     """
     runs = [
-        [keep_valid(array, valid, samples) for array in model.run(*inputs)]
-        for valid, inputs in samples.batches()
+        [keep_valid(array, valid, samples) for array in arrays]
+        for chunk in chunks(samples.batches())
+        for (valid, _), arrays in zip(chunk, run_many(model, [inputs for _, inputs in chunk]), strict=True)
     ]
     return [part[0] if samples.whole else np.concatenate(part) for part in zip(*runs, strict=True)]
 

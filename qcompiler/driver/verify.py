@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler import reference, runtime
+from qcompiler import reference
 from qcompiler.driver.bundle import REFERENCE_NAME
+from qcompiler.driver.cross.model import EmulatedModel, open_bundle, run_many
 from qcompiler.driver.data import Array, chunks, read_samples
 from qcompiler.driver.evaluate import Sqnr
 from qcompiler.driver.run import keep_valid
@@ -49,10 +50,18 @@ class OutputVerification:
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found; ``fault`` says in one line what failed, or is None."""
+    """What :func:`verify` found.
+
+    Attributes:
+        samples: samples compared.
+        outputs: the outputs.
+        emulated: the processor that was emulated, or None for a run on this machine's own.
+        fault: what failed, in one line, or None.
+    """
 
     samples: int
     outputs: tuple[OutputVerification, ...]
+    emulated: str | None
     fault: str | None
 
 
@@ -96,6 +105,8 @@ def verify(
 ) -> Verification:
     """Compares a bundle's outputs with those of the reference interpreter.
 
+    A bundle for another architecture runs emulated, where an emulator is installed.
+
     Args:
         bundle: the bundle's folder, compiled with its reference embedded.
         data: ``.npz`` with an array per model input.
@@ -108,7 +119,7 @@ def verify(
         BundleError: the bundle has no reference.
         QCompilerError: the bundle or the data cannot be used.
     """
-    compiled = runtime.load(bundle, threads, require_signature=require_signature)
+    compiled = open_bundle(bundle, threads, require_signature=require_signature)
     if REFERENCE_NAME not in compiled.manifest.files:
         raise BundleError(
             f"bundle {bundle} has no {REFERENCE_NAME}; compile the model again with --embed-reference"
@@ -118,7 +129,7 @@ def verify(
     comparisons = [_Comparison(spec.name) for spec in compiled.outputs]
     with progress_bar("verify", samples.runs, progress) as advance:
         for chunk in chunks(samples.batches()):
-            found = [compiled.run(*inputs) for _, inputs in chunk]
+            found = run_many(compiled, [inputs for _, inputs in chunk])
             for (valid, inputs), arrays in zip(chunk, found, strict=True):
                 wanted = interpreter.run(inputs)
                 for comparison, array, value in zip(comparisons, arrays, wanted, strict=True):
@@ -129,7 +140,8 @@ def verify(
                     )
                 advance(1)
     results = tuple(comparison.result() for comparison in comparisons)
-    return Verification(samples.count, results, _fault(results))
+    emulated = compiled.cpu if isinstance(compiled, EmulatedModel) else None
+    return Verification(samples.count, results, emulated, _fault(results))
 
 
 def _same_bits(a: Array, b: Array) -> npt.NDArray[np.bool_]:

@@ -11,13 +11,13 @@ from qcompiler.errors import CpuError
 from qcompiler.runtime.manifest import Manifest
 
 CPUINFO = Path("/proc/cpuinfo")
-_MACHINES = {"x86": ("x86_64", "amd64")}
+_MACHINES = {"x86": ("x86_64", "amd64"), "arm": ("aarch64", "arm64")}
 """Names that ``platform.machine`` gives, by target family."""
 
 
 def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Feature flags that every core has, named as in ``/proc/cpuinfo``; empty where the file lists none."""
-    cores = [frozenset(value.split()) for key, value in _entries(cpuinfo) if key == "flags"]
+    cores = [frozenset(value.split()) for key, value in _entries(cpuinfo) if key in ("flags", "Features")]
     return frozenset.intersection(*cores) if cores else frozenset()
 
 

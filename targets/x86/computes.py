@@ -7,13 +7,13 @@ schedules hold on to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from qcompiler.operators import window_extent
-from qcompiler.targets.x86.layouts import ChannelBlocks, ceil_div
+from qcompiler.targets.cpu.channels import ChannelBlocks
+from qcompiler.targets.cpu.shapes import ConvShape, Kernel, ceil_div
 
 
 def i32(value: Expr) -> Expr:
@@ -61,68 +61,10 @@ class Requantization:
         return tirx.min(integer.astype("uint32" + lanes), constant(self.hi, "uint32")).astype("uint8" + lanes)
 
 
-@dataclass(frozen=True)
-class ConvShape:
-    """Extents of a convolution; padding is (top, left, bottom, right)."""
-
-    batch: int
-    height: int
-    width: int
-    in_channels: int
-    out_channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-    @property
-    def out_height(self) -> int:
-        pads = self.padding[0] + self.padding[2]
-        return window_extent(self.height, self.kernel[0], self.strides[0], pads, self.dilation[0])
-
-    @property
-    def out_width(self) -> int:
-        pads = self.padding[1] + self.padding[3]
-        return window_extent(self.width, self.kernel[1], self.strides[1], pads, self.dilation[1])
-
-    def on_padded_input(self) -> ConvShape:
-        """The same convolution of an input that is padded already."""
-        top, left, bottom, right = self.padding
-        height, width = self.height + top + bottom, self.width + left + right
-        return replace(self, height=height, width=width, padding=(0, 0, 0, 0))
-
-    @property
-    def pointwise(self) -> bool:
-        return self.kernel == (1, 1) and not any(self.padding)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates, without those that padding and packing add."""
-        outputs = self.batch * self.out_height * self.out_width * self.out_channels
-        return outputs * self.kernel[0] * self.kernel[1] * (self.in_channels // self.groups)
-
-    def describe(self, matrix: bool) -> str:
-        """A line for people."""
-        if matrix:
-            return f"dense {self.width}x{self.in_channels} -> {self.out_channels}"
-        kernel = "x".join(str(k) for k in self.kernel)
-        extras = [
-            f"{name} {value[0]}" if len(set(value)) == 1 else f"{name} {value}"
-            for name, value, plain in (
-                ("stride", self.strides, (1, 1)),
-                ("padding", self.padding, (0, 0, 0, 0)),
-                ("dilation", self.dilation, (1, 1)),
-                ("groups", (self.groups,), (1,)),
-            )
-            if value != plain
-        ]
-        extents = f"{self.batch}x{self.height}x{self.width}x{self.in_channels}"
-        return ", ".join([f"conv2d {extents} -> {self.out_channels}", kernel, *extras])
-
-    @property
-    def depthwise(self) -> bool:
-        return self.groups == self.in_channels == self.out_channels and self.groups > 1
+def bounded(value: Expr, lo: int, hi: int) -> Expr:
+    """An int32 between ``lo`` and ``hi`` as a byte."""
+    above = tirx.max(value, tirx.const(lo, "int32"))
+    return tirx.min(above.astype("uint32"), tirx.const(hi, "uint32")).astype("uint8")
 
 
 def packs_rows(shape: ConvShape) -> bool:
@@ -184,21 +126,6 @@ def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_
         )
 
     return te.compute((n, h + top + bottom, full, channels), element, name="pad")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel before it is scheduled.
-
-    Attributes:
-        tensors: its arguments, the output last.
-        whole: tiles cover the output exactly; otherwise the last ones go through a buffer.
-        padded: it has a block ``pad`` that copies its input.
-    """
-
-    tensors: list[te.Tensor]
-    whole: bool
-    padded: bool
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qcompiler.targets.base import Target
-from qcompiler.targets.x86.layouts import ceil_div
+from qcompiler.targets.cpu.shapes import ceil_div, divisors
 
 EPILOGUE_COST = 8
 """Instructions that turn one vector of accumulators into outputs; weighed against the inner loop's."""
@@ -123,19 +123,9 @@ def depthwise_tiles(target: Target, width: int) -> list[int]:
     return [default, *(t for t in tiles if t != default)]
 
 
-def divisors(n: int, limit: int) -> list[int]:
-    """The divisors of ``n`` that are at most ``limit``, ascending."""
-    return [d for d in range(1, min(n, limit) + 1) if n % d == 0]
-
-
 def depthwise_tile(target: Target, width: int) -> int:
     """Output columns of a depthwise tile: accumulators and widened inputs share the registers."""
     budget = 8 if target.vector_registers >= 32 else 4
     return min(
         range(1, min(width, budget) + 1), key=lambda t: (ceil_div(width, t) * t / width * (1 + 1 / t), -t)
     )
-
-
-def divisor_at_most(n: int, limit: int) -> int:
-    """The largest divisor of ``n`` that is at most ``limit``."""
-    return divisors(n, limit)[-1]

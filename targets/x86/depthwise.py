@@ -21,11 +21,11 @@ from tvm.s_tir import Schedule
 
 from qcompiler.targets.base import Target
 from qcompiler.targets.borders import sequence
+from qcompiler.targets.cpu import shapes
+from qcompiler.targets.cpu.shapes import ConvShape, Kernel, ceil_div, loop_kind
+from qcompiler.targets.cpu.vectors import Body, broadcast, shuffle
 from qcompiler.targets.workload import GENERATOR, generator
-from qcompiler.targets.x86 import schedules
-from qcompiler.targets.x86.computes import ConvShape, Kernel, Requantization, round_half_even
-from qcompiler.targets.x86.layouts import ceil_div
-from qcompiler.targets.x86.schedules import loop_kind
+from qcompiler.targets.x86.computes import Requantization, round_half_even
 
 WORD = 4
 """Bytes of a lane: rows of a window that one instruction covers."""
@@ -77,10 +77,10 @@ def vectors(channels: int, lanes: int) -> int:
 
 
 def supports(shape: ConvShape, target: Target) -> bool:
-    """Whether the kernel exists: no padding, the instruction, channels that fill words, and a window of few taps."""
+    """Whether the kernel exists: no padding, the instruction, channels that fill words, and few taps."""
     window = shape.kernel[0] * shape.kernel[1]
     vnni = target.instruction == "vpdpbusd"
-    return vnni and not any(shape.padding) and shape.in_channels % 4 == 0 and 2 <= window <= 64
+    return vnni and not any(shape.padding) and shape.in_channels % 4 == 0 and window <= 64
 
 
 def pack_weight(weight: NDArray[np.int8], lanes: int) -> NDArray[np.int8]:
@@ -103,47 +103,24 @@ def pack_channels(values: NDArray[Any], lanes: int) -> NDArray[Any]:
     return packed
 
 
-class _Body:
-    """Statements of a basic block in which every value has a name."""
-
-    def __init__(self) -> None:
-        self.statements: list[tirx.Stmt] = []
-
-    def name(self, value: Expr, hint: str) -> Expr:
-        var = tirx.Var(hint, str(value.ty.dtype))
-        self.statements.append(tirx.Bind(var, value))
-        return var
-
-    def add(self, statement: tirx.Stmt) -> None:
-        self.statements.append(statement)
-
-
-def _broadcast(value: float, dtype: str, lanes: int) -> Expr:
-    return tirx.Broadcast(tirx.const(value, dtype), lanes)
-
-
-def _shuffle(vectors: Sequence[Expr], order: Sequence[int]) -> Expr:
-    return tirx.Shuffle(list(vectors), [tirx.const(k, "int32") for k in order])
-
-
-def _unpack(body: _Body, a: Expr, b: Expr, size: int, element: int, high: bool) -> Expr:
+def _unpack(body: Body, a: Expr, b: Expr, size: int, element: int, high: bool) -> Expr:
     """``vpunpckl`` or ``vpunpckh`` of two vectors of ``size`` bytes and elements of ``element`` bytes."""
     order = []
     for part in range(0, size, 16):
         for k in range(8 // element):
             start = part + (8 if high else 0) + k * element
             order += [start + e for e in range(element)] + [size + start + e for e in range(element)]
-    return body.name(_shuffle([a, b], order), "unpacked")
+    return body.name(shuffle([a, b], order), "unpacked")
 
 
-def _words(body: _Body, rows: Sequence[Expr], run: Run) -> list[Expr]:
+def words_of(body: Body, rows: Sequence[Expr], run: Run) -> list[Expr]:
     """Rows of bytes, at most four, as vectors of words, one for each vector of the run."""
     size = run.lanes * len(run.vectors)
-    zero = _broadcast(0, "uint8", size)
+    zero = broadcast(0, "uint8", size)
     a, b, c, d = (*rows, *[zero] * (WORD - len(rows)))
     if len(run.vectors) == 1:
         order = [row * size + lane for lane in range(size) for row in range(WORD)]
-        return [body.name(_shuffle([a, b, c, d], order), "words")]
+        return [body.name(shuffle([a, b, c, d], order), "words")]
     words = []
     for high in (False, True):
         upper = _unpack(body, a, b, size, 1, high)
@@ -163,7 +140,7 @@ def _pack(pairs: Sequence[Expr], lanes: int) -> Expr:
     return tirx.call_llvm_pure_intrin(f"uint8x{4 * lanes}", bytes_, *halves)
 
 
-def _finished(body: _Body, sums: Sequence[Expr], scales: Sequence[Expr], last: Requantization, lanes: int) -> Expr:  # fmt: skip
+def finished(body: Body, sums: Sequence[Expr], scales: Sequence[Expr], last: Requantization, lanes: int) -> Expr:  # fmt: skip
     """Accumulators of a run's vectors, bias included, as its bytes."""
     scaled = [total.astype(f"float32x{lanes}") * scale for total, scale in zip(sums, scales, strict=True)]
     if len(sums) == 1:
@@ -171,18 +148,18 @@ def _finished(body: _Body, sums: Sequence[Expr], scales: Sequence[Expr], last: R
     integers = []
     for value in scaled:
         if not last.bounded:
-            value = tirx.min(value, _broadcast(float(last.hi - last.zero_point), "float32", lanes))
-            value = tirx.max(value, _broadcast(float(last.lo - last.zero_point), "float32", lanes))
+            value = tirx.min(value, broadcast(float(last.hi - last.zero_point), "float32", lanes))
+            value = tirx.max(value, broadcast(float(last.lo - last.zero_point), "float32", lanes))
         integer = round_half_even(value)
         if last.zero_point:
-            integer = integer + _broadcast(last.zero_point, "int32", lanes)
+            integer = integer + broadcast(last.zero_point, "int32", lanes)
         integers.append(body.name(integer, "integer"))
     # The packs saturate at 0 and 255; narrower bounds are applied to bytes.
     result = _pack(integers, lanes)
     if last.lo > 0:
-        result = tirx.max(result, _broadcast(last.lo, "uint8", 4 * lanes))
+        result = tirx.max(result, broadcast(last.lo, "uint8", 4 * lanes))
     if last.hi < 255:
-        result = tirx.min(result, _broadcast(last.hi, "uint8", 4 * lanes))
+        result = tirx.min(result, broadcast(last.hi, "uint8", 4 * lanes))
     return result
 
 
@@ -210,7 +187,7 @@ def depthwise_vnni(shape: ConvShape, last: Requantization, lanes: int, tile: int
 
     def columns(image: Expr, i: Expr, first: Expr, count: int, run: Run, shift: Expr | int) -> tirx.Stmt:
         """``count`` output columns from ``first`` on; the run's channels are ``shift`` runs further on."""
-        body, size = _Body(), run.lanes * len(run.vectors)
+        body, size = Body(), run.lanes * len(run.vectors)
         channel = run.channel + shift * size
         places = [v + shift * len(run.vectors) for v in run.vectors]
         ramp = tirx.Ramp(channel, 1, size)
@@ -223,7 +200,7 @@ def depthwise_vnni(shape: ConvShape, last: Requantization, lanes: int, tile: int
                     body.name(tirx.BufferLoad(x, [image, i * sh + r * dh, first * sw + column, ramp]), "row")
                     for r in range(chunk * WORD, min(kh, chunk * WORD + WORD))
                 ]
-                words = _words(body, rows, run)
+                words = words_of(body, rows, run)
                 for j, q in taps:
                     for k, place in enumerate(places):
                         before = sums.get((j, k))
@@ -238,7 +215,7 @@ def depthwise_vnni(shape: ConvShape, last: Requantization, lanes: int, tile: int
                         sums[j, k] = body.name(product, "sum")
         for j in range(count):
             scales = [tirx.BufferLoad(multiplier, [p, tirx.Ramp(0, 1, run.lanes)]) for p in places]
-            done = _finished(body, [sums[j, k] for k in range(len(places))], scales, last, run.lanes)
+            done = finished(body, [sums[j, k] for k in range(len(places))], scales, last, run.lanes)
             body.add(tirx.BufferStore(out, done, [image, i, first + j, ramp]))
         return tirx.SeqStmt(body.statements)
 
@@ -284,7 +261,7 @@ NAME = "qc.x86.depthwise_vnni"
 
 def unscheduled(kernel: Kernel) -> tirx.PrimFunc:
     """The function of what ``computes.depthwise_conv2d`` gave, to be generated."""
-    return schedules.unscheduled(kernel).with_attr(GENERATOR, NAME)
+    return shapes.unscheduled(kernel).with_attr(GENERATOR, NAME)
 
 
 def schedule(

@@ -9,29 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from tvm import te, tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ExprRV, LoopRV
 
-from qcompiler.targets.x86.computes import Kernel
-from qcompiler.targets.x86.decisions import ConvDecision, divisor_at_most
-
-PARALLEL_MINIMUM = 15_000
-"""Cycles of a kernel below which it runs on one thread: waking the pool and waiting for it costs about 7000."""
-
-
-def loop_kind(cycles: int) -> tirx.ForKind:
-    """Kind of the outermost loop of a kernel that takes about ``cycles`` on one core."""
-    return tirx.ForKind.PARALLEL if cycles >= PARALLEL_MINIMUM else tirx.ForKind.SERIAL
+from qcompiler.targets.cpu.shapes import PARALLEL_MINIMUM, Kernel, divisor_at_most
+from qcompiler.targets.x86.decisions import ConvDecision
 
 
 def _extent(sch: Schedule, loop: LoopRV) -> int:
     return int(sch.get(loop).extent)
-
-
-def unscheduled(kernel: Kernel) -> tirx.PrimFunc:
-    """The function of ``kernel``."""
-    return te.create_prim_func(kernel.tensors).with_attr("tirx.noalias", True)
 
 
 def _sample_inner(sch: Schedule, loop: LoopRV, inner: int, limit: int) -> ExprRV:

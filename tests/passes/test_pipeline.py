@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qc_modules import const, dq, dq_weight, in_thread, make, operators, q, reference, run
+from qc_modules import Built, const, dq, dq_weight, in_thread, make, operators, q, reference, run
 from tvm import relax
 
 from qcompiler.errors import PassError
@@ -65,8 +65,9 @@ def test_what_is_true_after_each_phase() -> None:
 def test_a_float_tail_computes_what_it_should() -> None:
     integer, _, machine = through(pipeline.Dump(None))
     x = np.random.default_rng(1).normal(size=IMAGE[0]).astype(np.float32)
-    executable = relax.build(machine, registry.to_tvm(registry.resolve("native"), 2), relax_pipeline=None)
-    ((actual,),) = run(executable, [[x]])
+    native = registry.resolve("native")
+    executable = relax.build(machine, registry.to_tvm(native, 2), relax_pipeline=None)
+    ((actual,),) = run(Built(executable, native), [[x]])
     (expected,) = in_thread(lambda: interpret(integer.module, [x]))
     assert not expected.exact
     np.testing.assert_allclose(actual, expected.array, rtol=1e-4, atol=1e-6)

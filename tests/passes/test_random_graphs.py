@@ -10,7 +10,19 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qc_modules import Emit, build, dq, dq_weight, make, q, reference, run, runs_here
+from qc_modules import (
+    ARM_TARGETS,
+    Emit,
+    build,
+    dq,
+    dq_weight,
+    make,
+    q,
+    reference,
+    run,
+    runs_here,
+    why_not_emulated,
+)
 from tvm import relax
 
 from qcompiler.operators import INTEGER_OPERATORS
@@ -282,12 +294,12 @@ def test_compiled_graphs_equal_the_interpreter(seed: int, steps: int) -> None:
     check(seed, steps)
 
 
-@pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2"])
+@pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2", *ARM_TARGETS])
 @settings(max_examples=4, deadline=None, derandomize=True, database=None)
 @given(SEEDS, STEPS)
 def test_graphs_compiled_for_other_chips(target: str, seed: int, steps: int) -> None:
     if not runs_here(registry.resolve(target)):
-        pytest.skip(f"this CPU lacks features of {target}")
+        pytest.skip(why_not_emulated() or f"this CPU lacks features of {target}")
     check(seed, steps, target)
 
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from qcompiler.targets import registry, x86
 from qcompiler.targets.base import Target
+from qcompiler.targets.cpu.shapes import divisor_at_most
 from qcompiler.targets.x86.decisions import (
     accumulator_budget,
     choose_lanes,
     conv_decision,
     conv_decisions,
     depthwise_tile,
-    divisor_at_most,
     sampled_width,
 )
 

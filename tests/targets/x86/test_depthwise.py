@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from qc_modules import in_thread, runs_here
 
 from qcompiler.targets import registry
+from qcompiler.targets.cpu.shapes import ConvShape
 from qcompiler.targets.x86 import depthwise
-from qcompiler.targets.x86.computes import ConvShape, Requantization
+from qcompiler.targets.x86.computes import Requantization
 
 TARGET = registry.resolve("native")
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.targets.x86.layouts import channel_blocks, pack_channels, pack_depthwise_weight, pack_weight
+from qcompiler.targets.cpu.channels import channel_blocks, pack_channels
+from qcompiler.targets.x86.layouts import pack_depthwise_weight, pack_weight
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Kernels of x86 that move or map bytes: quantize, dequantize, add, mul, tables, pooling.
+"""Kernels that move or map bytes: quantize, dequantize, add, mul, tables, pooling.
 
 All are spatial: a row of the output a task, the innermost axis in vectors. Windows of pooling are unrolled.
 """
@@ -12,12 +12,15 @@ from tvm import te, tirx
 from tvm.ir import Expr
 from tvm.s_tir import Schedule
 
-from qcompiler.targets.x86.computes import Kernel, Requantization, i32
-from qcompiler.targets.x86.decisions import divisor_at_most
-from qcompiler.targets.x86.schedules import PARALLEL_MINIMUM
+from qcompiler.targets.cpu.shapes import PARALLEL_MINIMUM, Kernel, divisor_at_most
+from qcompiler.targets.cpu.storage import Requantize, Storage
 
 UNROLLED_WINDOW = 64
 """Window positions up to which a pooling window is one expression; larger ones are loops."""
+
+
+def i32(value: Expr) -> Expr:
+    return value.astype("int32")
 
 
 def f32(value: float) -> Expr:
@@ -28,14 +31,14 @@ def spatial(tensors: list[te.Tensor]) -> Kernel:
     return Kernel(tensors, whole=True, padded=False)
 
 
-def quantize(shape: Sequence[int], inv_scale: float, requantization: Requantization) -> Kernel:
+def quantize(shape: Sequence[int], inv_scale: float, requantization: Requantize) -> Kernel:
     """``qc.quantize``; the scaled input is bounded before it is rounded, whatever its magnitude."""
     x = te.placeholder(tuple(shape), "float32", name="x")
     out = te.compute(tuple(shape), lambda *i: requantization(x[i] * f32(inv_scale)), name="out")
     return spatial([x, out])
 
 
-def quantize_to_nhwc(shape: Sequence[int], inv_scale: float, requantization: Requantization) -> Kernel:
+def quantize_to_nhwc(shape: Sequence[int], inv_scale: float, requantization: Requantize) -> Kernel:
     """``qc.quantize`` of an NCHW tensor, written in NHWC."""
     n, c, h, w = shape
     x = te.placeholder((n, c, h, w), "float32", name="x")
@@ -45,12 +48,13 @@ def quantize_to_nhwc(shape: Sequence[int], inv_scale: float, requantization: Req
     return spatial([x, out])
 
 
-def dequantize(shape: Sequence[int], scale: float, zero_point: int) -> Kernel:
+def dequantize(shape: Sequence[int], scale: float, zero_point: int, storage: Storage) -> Kernel:
     """``qc.dequantize``."""
-    x = te.placeholder(tuple(shape), "uint8", name="x")
+    x = te.placeholder(tuple(shape), storage.dtype, name="x")
+    zero = tirx.const(zero_point - storage.offset, "int32")
     out = te.compute(
         tuple(shape),
-        lambda *i: (i32(x[i]) - tirx.const(zero_point, "int32")).astype("float32") * f32(scale),
+        lambda *i: (i32(x[i]) - zero).astype("float32") * f32(scale),
         name="out",
     )
     return spatial([x, out])
@@ -64,33 +68,35 @@ def _broadcast(tensor: te.Tensor, index: Sequence[Expr]) -> Expr:
 
 def add(
     a_shape: Sequence[int], b_shape: Sequence[int], out_shape: Sequence[int],
-    multipliers: tuple[int, int], offset: int, shift: int, lo: int, hi: int,
+    multipliers: tuple[int, int], offset: int, shift: int, bounded: Callable[[Expr], Expr], storage: Storage,
 ) -> Kernel:  # fmt: skip
-    """``qc.add``."""
-    a = te.placeholder(tuple(a_shape), "uint8", name="a")
-    b = te.placeholder(tuple(b_shape), "uint8", name="b")
+    """``qc.add``; ``bounded`` puts bounds to an int32 and stores it."""
+    offset += storage.offset * sum(
+        multipliers
+    )  # the value for two stored zeros, which fits in int32 as all do
+    a = te.placeholder(tuple(a_shape), storage.dtype, name="a")
+    b = te.placeholder(tuple(b_shape), storage.dtype, name="b")
 
     def element(*index: tirx.Var) -> Expr:
         total = (
             i32(_broadcast(a, index)) * multipliers[0] + i32(_broadcast(b, index)) * multipliers[1] + offset
         )
-        shifted = total >> shift if shift else total
-        bounded = tirx.max(shifted, tirx.const(lo, "int32"))
-        return tirx.min(bounded.astype("uint32"), tirx.const(hi, "uint32")).astype("uint8")
+        return bounded(total >> shift if shift else total)
 
     return spatial([a, b, te.compute(tuple(out_shape), element, name="out")])
 
 
 def mul(
     a_shape: Sequence[int], b_shape: Sequence[int], out_shape: Sequence[int],
-    zero_points: tuple[int, int], multiplier: float, requantization: Requantization,
+    zero_points: tuple[int, int], multiplier: float, requantization: Requantize, storage: Storage,
 ) -> Kernel:  # fmt: skip
     """``qc.mul``."""
-    a = te.placeholder(tuple(a_shape), "uint8", name="a")
-    b = te.placeholder(tuple(b_shape), "uint8", name="b")
+    a_zero, b_zero = (z - storage.offset for z in zero_points)
+    a = te.placeholder(tuple(a_shape), storage.dtype, name="a")
+    b = te.placeholder(tuple(b_shape), storage.dtype, name="b")
 
     def element(*index: tirx.Var) -> Expr:
-        product = (i32(_broadcast(a, index)) - zero_points[0]) * (i32(_broadcast(b, index)) - zero_points[1])
+        product = (i32(_broadcast(a, index)) - a_zero) * (i32(_broadcast(b, index)) - b_zero)
         return requantization(product.astype("float32") * f32(multiplier))
 
     return spatial([a, b, te.compute(tuple(out_shape), element, name="out")])
@@ -130,12 +136,12 @@ def _window(
 
 def max_pool2d(
     shape: Sequence[int], out_size: tuple[int, int], pool_size: tuple[int, int], strides: tuple[int, int],
-    padding: tuple[int, int, int, int], dilation: tuple[int, int],
+    padding: tuple[int, int, int, int], dilation: tuple[int, int], storage: Storage,
 ) -> Kernel:  # fmt: skip
     """``qc.max_pool2d`` in NHWC; the row maximum of a window is taken before the column maximum."""
-    x = te.placeholder(tuple(shape), "uint8", name="x")
+    x = te.placeholder(tuple(shape), storage.dtype, name="x")
     n, _, _, c = shape
-    zero = tirx.const(0, "uint8")
+    zero = storage.element(0)
 
     def element(*index: tirx.Var) -> Expr:
         taps = [
@@ -185,13 +191,13 @@ def _looped(
 
 def avg_pool2d(
     shape: Sequence[int], out_size: tuple[int, int], pool_size: tuple[int, int], strides: tuple[int, int],
-    padding: tuple[int, int, int, int], input_zero_point: int, requantization: Requantization,
+    padding: tuple[int, int, int, int], input_zero_point: int, requantization: Requantize, storage: Storage,
 ) -> Kernel:  # fmt: skip
     """``qc.avg_pool2d`` in NHWC."""
-    x = te.placeholder(tuple(shape), "uint8", name="x")
+    x = te.placeholder(tuple(shape), storage.dtype, name="x")
     n, _, _, c = shape
     multiplier = te.placeholder(out_size, "float32", name="multiplier")
-    zero_point = tirx.const(input_zero_point, "int32")
+    zero_point = tirx.const(input_zero_point - storage.offset, "int32")
     rp, rq = te.reduce_axis((0, pool_size[0]), "rp"), te.reduce_axis((0, pool_size[1]), "rq")
     # Positions off x stand for zero, which is stored as the zero point.
     total = te.compute(
@@ -206,7 +212,7 @@ def avg_pool2d(
                     strides,
                     padding,
                     (1, 1),
-                    tirx.const(input_zero_point, "uint8"),
+                    storage.element(input_zero_point),
                     out_size,
                     pool_size,
                 )

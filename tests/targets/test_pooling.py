@@ -76,7 +76,7 @@ SUITE = Suite(
 )
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, "arm-neon"])
 @pytest.mark.parametrize("name", SUITE.cases)
 def test_equals_the_reference(name: str, target: str) -> None:
     SUITE.check(name, target)

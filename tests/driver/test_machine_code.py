@@ -9,8 +9,8 @@ import small_bundle
 import tvm
 from tvm.script import tirx as T
 
-from qcompiler.driver.disassembly import count_instructions
 from qcompiler.driver.link import link_shared
+from qcompiler.driver.machine_code.library import count_instructions
 from qcompiler.errors import BuildError
 
 

@@ -1,0 +1,1 @@
+"""What is in a linked library: its kernels, their functions, and the instructions of these."""

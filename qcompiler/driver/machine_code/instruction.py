@@ -1,0 +1,34 @@
+"""An instruction as far as anybody here asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["vector", "load", "store", "vector load", "scalar", "branch"]
+"""What an instruction needs: vector units, load or store units, a load unit and vector units, integer units, the branch unit."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction.
+
+    Attributes:
+        address: where it is.
+        mnemonic: lower case; of instructions that nobody counts, their kind.
+        kind: what it needs.
+        size: bytes of the code.
+        width: bits of the vector that it works on; 0 for none.
+        jump: the address it may go to, within the library; None for all but direct branches.
+        calls: it is a call.
+        refers: an address in the library that it takes; None for most.
+    """
+
+    address: int
+    mnemonic: str
+    kind: Kind
+    size: int
+    width: int = 0
+    jump: int | None = None
+    calls: bool = False
+    refers: int | None = None

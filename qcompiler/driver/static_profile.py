@@ -1,0 +1,92 @@
+"""Multiply-accumulates a cycle of every layer's inner loop, estimated from the machine code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompiler import runtime
+from qcompiler.driver.machine_code.estimate import estimate
+from qcompiler.driver.machine_code.library import kernel_functions
+from qcompiler.driver.machine_code.loops import inner_loop
+from qcompiler.runtime.manifest import LIBRARY_NAME
+from qcompiler.targets import registry
+
+
+@dataclass(frozen=True)
+class StaticRow:
+    """A layer's inner loop.
+
+    Attributes:
+        name: the layer.
+        operator: its operator.
+        instruction: its multiply-accumulate instruction.
+        macs: multiply-accumulates of the layer.
+        loop_instructions: instructions of a turn.
+        loop_macs: multiply-accumulates of a turn.
+        bound_share: of the target's peak, were the busiest of the chip's units never to wait.
+        macs_per_cycle: what LLVM's analyzer says; None without it.
+        peak_share: the same as a share of the target's peak.
+        method: the analyzer and its model of the processor, or None.
+    """
+
+    name: str
+    operator: str
+    instruction: str
+    macs: int
+    loop_instructions: int
+    loop_macs: int
+    bound_share: float
+    macs_per_cycle: float | None
+    peak_share: float | None
+    method: str | None
+
+
+@dataclass(frozen=True)
+class StaticProfile:
+    """What :func:`static_profile` found.
+
+    Attributes:
+        rows: layers that multiply with the target's instruction, in the order they run.
+        target: the target's name.
+        peak: multiply-accumulates a cycle and core.
+    """
+
+    rows: tuple[StaticRow, ...]
+    target: str
+    peak: int
+
+
+def static_profile(bundle: Path) -> StaticProfile:
+    """Estimates the inner loop of every layer; nothing runs, and the bundle may be for any architecture.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        BuildError: its library cannot be disassembled.
+        TargetError: its target is not known here.
+    """
+    manifest = runtime.verify(bundle)
+    target = registry.resolve(manifest.target_name)
+    library = bundle / LIBRARY_NAME
+    kernels = kernel_functions(library)
+    found: dict[str, StaticRow | None] = {}
+    rows = []
+    for layer in manifest.layers:
+        if layer.instruction is None:
+            continue
+        if layer.function not in found:
+            loop = inner_loop(kernels[layer.function])
+            row = None
+            if loop is not None:
+                result = estimate(library, loop, target)
+                rate = loop.macs / result.simulated if result.simulated else None
+                row = StaticRow(
+                    layer.name, layer.operator, layer.instruction, layer.macs, len(loop.instructions), loop.macs,
+                    loop.macs / result.bound / target.macs_per_cycle, rate,
+                    rate / target.macs_per_cycle if rate else None, result.method,
+                )  # fmt: skip
+            found[layer.function] = row
+        row = found[layer.function]
+        if row is not None:
+            rows.append(StaticRow(**{**vars(row), "name": layer.name}))
+    return StaticProfile(tuple(rows), target.name, target.macs_per_cycle)

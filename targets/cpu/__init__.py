@@ -1,0 +1,1 @@
+"""What the families of processors share: extents, activations in memory, kernels that map and move bytes."""
