@@ -1,10 +1,10 @@
-"""Measures start-up and memory: a bundle in C and in Python, ONNX Runtime and OpenVINO, each in fresh processes.
+"""Measures start-up and memory: a bundle in C and in Python, as a wheel, ONNX Runtime and OpenVINO, each in fresh processes.
 
     pip install --no-deps torchvision; pip install -e '.[peers]'
     python benchmarks/startup.py FOLDER --model resnet18
 
 FOLDER gets the models, and keeps them for the next time. A process imports its engine, loads the model, runs it twice on
-one thread, and tells how long each took and the peak of its memory (``ru_maxrss``). Rounds of all engines alternate; the
+one thread, and tells how long each took and the peak of its memory (``VmHWM``). Rounds of all engines alternate; the
 medians are shown. The files are in the page cache, since each was read by an earlier round. Run it on an idle machine.
 """
 
@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 COLUMNS = ("import", "load", "first", "load and first", "second", "peak")
@@ -30,6 +30,7 @@ def prepare(name: str, folder: Path) -> dict[str, Path]:
     from qcompiler.config import CompileConfig
     from qcompiler.driver.compile import compile_model
     from qcompiler.driver.data import read_samples
+    from qcompiler.driver.export import export
     from qcompiler.driver.peers import by_name
     from qcompiler.frontend import capture
     from qcompiler.runtime import read_manifest
@@ -41,7 +42,10 @@ def prepare(name: str, folder: Path) -> dict[str, Path]:
     bundle = folder / f"{name}-bundle"
     if not bundle.is_dir():
         compile_model(str(archive), CompileConfig(), calibration=data, output=bundle)
-    made = {"C": bundle, "Python": bundle}
+    wheel = export(bundle, "wheel", folder, name="startup-model").path
+    with zipfile.ZipFile(wheel) as archive_of_wheel:
+        archive_of_wheel.extractall(folder / "wheel")
+    made = {"C": bundle, "Python": bundle, "Python, exported wheel": folder / "wheel"}
     for engine, file in (("onnxruntime", "int8.onnx"), ("openvino", "model.xml")):
         place = folder / f"{name}-{engine}"
         if not (place / file).is_file():
@@ -49,7 +53,20 @@ def prepare(name: str, folder: Path) -> dict[str, Path]:
             samples = read_samples(data, read_manifest(bundle).inputs)
             by_name(engine).prepare(capture.resolve(str(archive)), samples, place)
         made[engine] = place / file
+    made["onnxruntime, optimized"] = optimize(made["onnxruntime"])
     return made
+
+
+def optimize(model: Path) -> Path:
+    """The model as ONNX Runtime saves it after its optimizations, which a session then does not repeat."""
+    import onnxruntime
+
+    optimized = model.with_name("optimized.onnx")
+    if not optimized.is_file():
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(optimized)
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return optimized
 
 
 def build(bundle: Path, folder: Path) -> Path:
@@ -89,6 +106,14 @@ def work(engine: str, model: Path, threads: int) -> None:
 
         def run(inputs: list[np.ndarray]) -> object:
             return loaded.run(*inputs)
+    elif engine == "wheel":
+        sys.path.insert(0, str(model))
+        module = importlib.import_module("startup_model")
+        imported = time.perf_counter()
+        packaged = module.load(threads)
+
+        def run(inputs: list[np.ndarray]) -> object:
+            return packaged.run(*inputs)
     else:
         importlib.import_module(engine)
         seconds = time.perf_counter() - start
@@ -112,10 +137,16 @@ def work(engine: str, model: Path, threads: int) -> None:
                 "load": 1e3 * (ready - imported),
                 "first": 1e3 * (first - before),
                 "second": 1e3 * (second - first),
-                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+                "peak": peak(),
             }
         )
     )
+
+
+def peak() -> int:
+    """Most memory that this process had at once, in KiB; ``getrusage`` would include its parent's before ``exec``."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def measure(made: dict[str, Path], program: Path, threads: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -124,7 +155,9 @@ def measure(made: dict[str, Path], program: Path, threads: int, rounds: int) -> 
     for _ in range(rounds + 1):
         for engine, model in made.items():
             own = [program, model, str(threads)]
-            other = [sys.executable, __file__, model, "--worker", engine, "--threads", str(threads)]
+            name = "wheel" if engine.endswith("wheel") else engine.partition(",")[0]
+            worker = ["--worker", name, "--threads", str(threads)]
+            other = [sys.executable, __file__, model, *worker]
             command = own if engine == "C" else other
             result = subprocess.run(command, capture_output=True, text=True, check=True)
             row = json.loads(result.stdout.splitlines()[-1])
@@ -155,10 +188,10 @@ def main() -> None:
     if arguments.prepare:
         return
     rows = measure(made, build(made["C"], folder), arguments.threads, arguments.rounds)
-    print(f"{'engine':14}" + "".join(f"{column:>16}" for column in COLUMNS))
+    print(f"{'engine':24}" + "".join(f"{column:>16}" for column in COLUMNS))
     for engine, row in rows.items():
         times = "".join(f"{row[column]:13.1f} ms" for column in COLUMNS[:-1])
-        print(f"{engine:14}{times}{row['peak'] / 1024:12.1f} MiB")
+        print(f"{engine:24}{times}{row['peak'] / 1024:12.1f} MiB")
 
 
 if __name__ == "__main__":

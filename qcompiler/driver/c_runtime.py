@@ -32,8 +32,6 @@ _LIBRARIES = ("-lpthread", "-ldl")
 LIBRARY_NAME = "lib/libqc_runtime.so"
 _COPIED = ("include/qc_runtime.h", "examples/run.c", "examples/run.cc")
 _FILLED_IN = {"README.md": "README.md", "lib/pkgconfig/qc_runtime.pc": "qc_runtime.pc"}
-FILES = (LIBRARY_NAME, *_COPIED, *_FILLED_IN)
-"""What :func:`c_runtime_files` gives, by path in a bundle."""
 
 
 def c_runtime_files(manifest: Manifest) -> dict[str, bytes]:

@@ -120,7 +120,7 @@ def _load_runtime(ffi: ModuleType, bundle: Path, manifest: Manifest) -> None:
             host = sys.modules.get("tvm")
             if ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is None:
                 # Global, because kernels find the runtime's functions by symbol.
-                ctypes.CDLL(str(_runtime_path(bundle)), ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(str(_runtime_path(bundle, manifest)), ctypes.RTLD_GLOBAL)
                 _loaded_version = manifest.versions.tvm
             elif host is not None:
                 _loaded_version = str(host.__version__)
@@ -134,7 +134,7 @@ def _load_runtime(ffi: ModuleType, bundle: Path, manifest: Manifest) -> None:
         )
 
 
-def _runtime_path(bundle: Path) -> Path:
+def _runtime_path(bundle: Path, manifest: Manifest) -> Path:
     """The bundle's runtime library, or the identical file of an installed TVM.
 
     A process that imports ``tvm`` later loads the installed file; were the bundle's copy loaded before, every
@@ -144,7 +144,7 @@ def _runtime_path(bundle: Path) -> Path:
     spec = importlib.util.find_spec("tvm")
     if spec is not None and spec.origin is not None:
         installed = Path(spec.origin).parent / RUNTIME_LIBRARY_NAME
-        if installed.is_file() and sha256(installed) == sha256(own):
+        if installed.is_file() and sha256(installed) == manifest.files[RUNTIME_LIBRARY_NAME]:
             return installed
     return own
 

@@ -13,7 +13,7 @@ import pytest
 import small_bundle
 
 from qcompiler.errors import BundleError, ConfigError, CpuError
-from qcompiler.runtime import Manifest, load, verify
+from qcompiler.runtime import Manifest, load, read_manifest, verify
 from qcompiler.runtime import bundle as bundle_module
 from qcompiler.runtime import library as library_module
 
@@ -185,9 +185,10 @@ def test_without_an_installed_tvm_the_bundles_runtime_is_used(
     small_bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = small_bundle_path / "lib/libtvm_runtime.so"
-    assert library_module._runtime_path(small_bundle_path) != own
+    manifest = read_manifest(small_bundle_path)
+    assert library_module._runtime_path(small_bundle_path, manifest) != own
     monkeypatch.setattr(library_module.importlib.util, "find_spec", lambda _: None)
-    assert library_module._runtime_path(small_bundle_path) == own
+    assert library_module._runtime_path(small_bundle_path, manifest) == own
 
 
 def test_the_bundles_own_runtime_runs_it(small_bundle_path: Path) -> None:

@@ -1,4 +1,4 @@
-/* What this CPU can do, read from /proc/cpuinfo, and whether it can run a bundle. */
+/* What this CPU can do, as the kernel tells, and whether it can run a bundle. */
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -20,6 +20,34 @@
 #define FLAGS "flags"
 #endif
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+/* On this architecture the kernel gives each process the features as bits, which emulators give, too. */
+static const struct {
+  const char *name; /* as in /proc/cpuinfo */
+  unsigned long type, bit;
+} kernel_features[] = {
+    {"fp", AT_HWCAP, HWCAP_FP},           {"asimd", AT_HWCAP, HWCAP_ASIMD},       {"atomics", AT_HWCAP, HWCAP_ATOMICS},
+    {"fphp", AT_HWCAP, HWCAP_FPHP},       {"asimdhp", AT_HWCAP, HWCAP_ASIMDHP},   {"asimdrdm", AT_HWCAP, HWCAP_ASIMDRDM},
+    {"lrcpc", AT_HWCAP, HWCAP_LRCPC},     {"asimddp", AT_HWCAP, HWCAP_ASIMDDP},   {"fcma", AT_HWCAP, HWCAP_FCMA},
+    {"uscat", AT_HWCAP, HWCAP_USCAT},     {"asimdfhm", AT_HWCAP, HWCAP_ASIMDFHM}, {"ilrcpc", AT_HWCAP, HWCAP_ILRCPC},
+    {"flagm", AT_HWCAP, HWCAP_FLAGM},     {"sha3", AT_HWCAP, HWCAP_SHA3},         {"sve", AT_HWCAP, HWCAP_SVE},
+    {"flagm2", AT_HWCAP2, HWCAP2_FLAGM2}, {"i8mm", AT_HWCAP2, HWCAP2_I8MM},       {"bf16", AT_HWCAP2, HWCAP2_BF16},
+    {"sve2", AT_HWCAP2, HWCAP2_SVE2},
+};
+
+static bool kernel_has(const char *feature) {
+  for (size_t i = 0; i < sizeof kernel_features / sizeof *kernel_features; ++i)
+    if (!strcmp(feature, kernel_features[i].name))
+      return getauxval(kernel_features[i].type) & kernel_features[i].bit;
+  return false;
+}
+#else
+static bool kernel_has(const char *feature) { return (void)feature, false; }
+#endif
+
 static bool has_word(const char *text, const char *word) {
   size_t length = strlen(word);
   for (const char *at = text; (at = strstr(at, word)); at += length)
@@ -36,7 +64,8 @@ static const char *value_of(const char *line, const char *key) {
   return *line == ':' ? line + 1 + strspn(line + 1, " \t") : NULL;
 }
 
-/* Clears a flag of each feature that some core lacks; keeps the first core's name. Without a list, none is there. */
+/* Clears a flag of each feature that some core lacks; keeps the first core's name. What no list has is not there, but
+ * for what the kernel itself says. */
 static qc_status read_cpuinfo(const target_needs *needs, size_t count, bool **present, char *name, size_t name_size) {
   FILE *file = fopen(CPUINFO, "re");
   if (!file) return fail(QC_ERROR_CPU, CPUINFO " cannot be read: %s", strerror(errno));
@@ -55,7 +84,9 @@ static qc_status read_cpuinfo(const target_needs *needs, size_t count, bool **pr
   }
   free(line);
   fclose(file);
-  for (size_t t = 0; t < count && !listed; ++t) memset(present[t], 0, needs[t].feature_count);
+  for (size_t t = 0; t < count; ++t)
+    for (size_t f = 0; f < needs[t].feature_count; ++f)
+      present[t][f] = (listed && present[t][f]) || kernel_has(needs[t].features[f]);
   return QC_OK;
 }
 

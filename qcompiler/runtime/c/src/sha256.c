@@ -87,6 +87,7 @@ static block_function *best(void) {
 
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#include <asm/hwcap.h>
 #include <sys/auxv.h>
 
 __attribute__((target("sha2"))) static void native_blocks(uint32_t state[8], const uint8_t *data, size_t blocks) {
@@ -111,8 +112,7 @@ __attribute__((target("sha2"))) static void native_blocks(uint32_t state[8], con
 }
 
 static block_function *best(void) {
-  const unsigned long sha2 = 1ul << 6; /* HWCAP_SHA2 */
-  return getauxval(AT_HWCAP) & sha2 ? native_blocks : portable_blocks;
+  return getauxval(AT_HWCAP) & HWCAP_SHA2 ? native_blocks : portable_blocks;
 }
 
 #else
