@@ -66,8 +66,8 @@ def run(bundle: Path, data: Path, output: Path | None, threads: int | None = Non
                 spec.name,
                 spec.dtype,
                 array.shape,
-                float(array.min(initial=np.inf)),
-                float(array.max(initial=-np.inf)),
+                float(array.min()) if array.size else np.inf,
+                float(array.max()) if array.size else -np.inf,
                 float(array.mean()) if array.size else 0.0,
             )
             for spec, array in zip(model.outputs, outputs, strict=True)

@@ -133,12 +133,12 @@ def test_inner_loop_is_the_innermost_with_most_products() -> None:
         return Instruction(4 * place, mnemonic, kind, 4, 128, jump)
 
     code = [
-        at(0, "sdot"), at(1, "sdot"), at(2, "branch", "branch", 4), at(3, "sdot"), at(4, "branch", "branch", 12),
-        at(5, "vector"), at(6, "branch", "branch", 20), at(7, "branch", "branch", 0),
+        at(0, "sdot"), at(1, "sdot"), at(2, "branch", "branch", 4), at(3, "sdot"), at(4, "sdot"),
+        at(5, "branch", "branch", 12), at(6, "vector"), at(7, "branch", "branch", 24), at(8, "branch", "branch", 0),
     ]  # fmt: skip
-    found = inner_loop([Function(0, 32, tuple(code))])
+    found = inner_loop([Function(0, 36, tuple(code))])
     assert found is not None
-    assert (found.start, found.end, found.macs) == (12, 20, 16)
+    assert (found.start, found.end, found.macs) == (12, 24, 32)
     assert inner_loop([Function(0, 8, (at(0, "vector"), at(1, "branch", "branch", 0)))]) is None
 
 
