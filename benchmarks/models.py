@@ -30,6 +30,7 @@ NAMES = (
     "googlenet",
 )
 SIZE = 224
+CALIBRATION_IMAGES = 16
 
 
 @functools.cache
@@ -72,11 +73,17 @@ def make(name: str) -> torch.nn.Module:
 
 
 def write(name: str, folder: Path, batch: int = 1) -> tuple[Path, Path]:
-    """Writes the exported network and its calibration data; returns both paths."""
+    """Writes the exported network and its calibration data, 16 images at any batch; returns both paths.
+
+    Raises:
+        ValueError: ``batch`` does not divide the number of images.
+    """
+    if CALIBRATION_IMAGES % batch:
+        raise ValueError(f"batch is {batch}; it must divide the {CALIBRATION_IMAGES} images for calibration")
     program = torch.export.export(make(name), (images(batch, 100),))
     archive, data = folder / f"{name}.pt2", folder / f"{name}.npz"
     torch.export.save(program, archive)
-    np.savez(data, x=images(16 * batch, 200).numpy())
+    np.savez(data, x=images(CALIBRATION_IMAGES, 200).numpy())
     return archive, data
 
 

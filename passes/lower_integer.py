@@ -9,7 +9,8 @@ After::
     y = call_tir(qc_conv2d, (x, packed_weight, packed_bias, packed_multiplier))
 
 Weights and constants are packed here, once. Calls with the same kernel share it. A kernel whose result is padded and
-not used otherwise writes it padded.
+not used otherwise writes it padded. A convolution of concatenated tensors reads these tensors themselves where the
+target has a kernel for that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from qcompiler.operators import INTEGER_OPERATORS
 from qcompiler.passes.expose_padding import producer
 from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, op_name
 from qcompiler.targets.base import Target
-from qcompiler.targets.borders import QUANTIZE_TO_NHWC, Border, Borders, border_of, write_border
+from qcompiler.targets.borders import (
+    CONV2D_OF_CONCAT,
+    QUANTIZE_TO_NHWC,
+    Border,
+    Borders,
+    border_of,
+    write_border,
+)
 from qcompiler.targets.workload import Origin, Scheduled, Scheduler, Workload, default_schedule
 
 
@@ -130,9 +138,18 @@ class _LowerInteger(Rewriter):
         self.tunable: dict[str, Tunable] = {}
         self.bordered: dict[relax.Var, Border] = {}
         """The borders of calls of ``nn.pad`` that the producers of their operands write, by these operands."""
+        self.absorbed: set[relax.Var] = set()
+        """Concatenations, and tables before them, that the only kernel that reads them computes itself."""
         self.scheduled: dict[int, list[tuple[tirx.PrimFunc, Scheduled]]] = {}
 
     def prepare(self) -> None:
+        for value in self.old.values():
+            joined = self._of_concat(value)
+            if joined is not None and self.options.lowerings[CONV2D_OF_CONCAT](joined, self.options.target):
+                self.absorbed.add(value.args[0])
+                fields = self.was(self.was(value.args[0]).args[0]).fields
+                looked_up = zip(fields, joined.args[0].fields, strict=True)
+                self.absorbed.update(f for f, piece in looked_up if isinstance(piece, relax.Call))
         producers = self.options.borders.producers if self.options.borders else frozenset()
         for value in self.old.values():
             if (
@@ -144,8 +161,43 @@ class _LowerInteger(Rewriter):
                 if border is not None:
                     self.bordered[value.args[0]] = border
 
+    def _of_concat(self, value: relax.Expr) -> relax.Call | None:
+        """A convolution whose input is concatenated for it alone, as a call of what is concatenated; or None.
+
+        Along the last axis only. Tables before the concatenation are taken in where nothing else reads their results.
+        """
+        if op_name(value) != "qc.conv2d" or CONV2D_OF_CONCAT not in self.options.lowerings:
+            return None
+        source = value.args[0]
+        concat = self.was(source)
+        if op_name(concat) != "relax.concat" or self.uses[source] != 1:
+            return None
+        if int(concat.attrs.axis) % len(dims(concat)) != len(dims(concat)) - 1:
+            return None
+        pieces = []
+        for field in self.was(concat.args[0]).fields:
+            before = self.was(field)
+            alone = op_name(before) == "qc.lut" and self.uses[field] == 1
+            pieces.append(before if alone else field)
+        return relax.Call(value.op, [relax.Tuple(pieces), *value.args[1:]], value.attrs, value.ty_args)
+
+    def _replaced_of_concat(self, joined: relax.Call) -> relax.Call:
+        """``joined`` with the variables of the new function."""
+        pieces = [
+            relax.Call(p.op, [self.replaced(a) for a in p.args], p.attrs) if isinstance(p, relax.Call)
+            else self.replaced(p)
+            for p in joined.args[0].fields
+        ]  # fmt: skip
+        return relax.Call(joined.op, [relax.Tuple(pieces), *joined.args[1:]], joined.attrs, joined.ty_args)
+
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         name = op_name(value)
+        if var in self.absorbed:
+            return None  # nothing will read it
+        if name == "qc.conv2d" and value.args[0] in self.absorbed:
+            joined = self._of_concat(value)
+            assert joined is not None
+            return self._lowered(CONV2D_OF_CONCAT, self._replaced_of_concat(joined), value, var)
         call = self.replaced(value)
         if producer(self, var) == QUANTIZE_TO_NHWC and QUANTIZE_TO_NHWC in self.options.lowerings:
             # Quantization of an NCHW input writes NHWC itself; the kernel of the quantize node alone is then dead.
@@ -188,11 +240,11 @@ class _LowerInteger(Rewriter):
         function = self.builder.add_func(function, f"qc_{operator}")
         if tunable is not None:
             self.tunable.setdefault(function.name_hint, Tunable(tunable, kernel.args, call))
-        attrs = old.attrs if name in INTEGER_OPERATORS else {}
+        attrs = old.attrs if op_name(old) in INTEGER_OPERATORS else {}
         bound = int(attrs["accumulator_bound"]) if "accumulator_bound" in attrs else None
         self.layers.append(
             Layer(
-                self.name, operator, function.name_hint, dtype(old), dims(old), macs(call), bound,
+                self.name, operator, function.name_hint, dtype(old), dims(old), macs(old), bound,
                 kernel.instruction, kernel.reason, None if tunable is None else scheduled.origin,
             )
         )  # fmt: skip

@@ -12,7 +12,8 @@ QCompilerError
 ├── TuningError         a model cannot be tuned, or candidates cannot be measured
 │   └── TuningLogError  a tuning log is damaged, or made for something else
 ├── BundleError         a bundle is missing files, damaged, or of another format
-│   └── CpuError        the bundle needs CPU features that this machine lacks
+│   ├── CpuError        the bundle needs CPU features that this machine lacks
+│   └── SignatureError  a required signature is missing or wrong
 ├── InputError          inputs of a run have the wrong names, shapes, or dtypes
 └── VerificationError   outputs differ from the reference
 
@@ -70,6 +71,10 @@ class BundleError(QCompilerError):
 
 class CpuError(BundleError):
     """A bundle needs CPU features that this machine lacks."""
+
+
+class SignatureError(BundleError):
+    """A bundle's required signature is missing, or is not its key owner's signature of this bundle."""
 
 
 class InputError(QCompilerError):

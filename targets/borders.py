@@ -41,6 +41,13 @@ QUANTIZE_TO_NHWC = "quantize_to_nhwc"
 """Name of a quantize node whose NCHW result is wanted in NHWC, among the operators of a target."""
 
 
+CONV2D_OF_CONCAT = "conv2d_of_concat"
+"""Name of a convolution that reads what is concatenated for it, among the operators of a target.
+
+Its call has the tuple of these tensors as its first operand; one that is a call of ``qc.lut`` is looked up on the way.
+"""
+
+
 def border_of(pad: relax.Call) -> Border | None:
     """The border that a call of ``nn.pad`` puts around an NHWC tensor of bytes; None for any other padding.
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,20 @@ from tvm import relax
 
 from qcompiler.driver import bundle
 from qcompiler.driver.link import link_shared
-from qcompiler.runtime import FloatRecord, LayerRecord, Manifest, TargetNeeds, TensorSpec, Versions
+from qcompiler.passes import pipeline
+from qcompiler.passes.lift_constants import LiftConstants
+from qcompiler.runtime import (
+    FloatRecord,
+    LayerRecord,
+    Manifest,
+    TargetNeeds,
+    TensorSpec,
+    Versions,
+    read_manifest,
+)
+from qcompiler.runtime.library import sha256
+from qcompiler.runtime.manifest import CONSTANTS_NAME
+from qcompiler.runtime.manifest_text import manifest_text
 
 SCALE = 0.5
 
@@ -27,6 +41,11 @@ def weights(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def constant() -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.arange(6, dtype=np.float32)
+
+
+def constants(seed: int = 0) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    """What stands in ``constants.bin``: what is large, and what is returned."""
+    return [weights(seed), constant()]
 
 
 def inputs(seed: int = 1) -> tuple[Any, Any]:
@@ -93,17 +112,34 @@ def manifest() -> Manifest:
 
 
 def library(path: Path, seed: int = 0) -> Path:
+    """The module's library; its arguments after the inputs are :func:`constants`."""
     target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 2})
-    tvm.compile(module(seed), target=target).export_library(str(path), fcompile=link_shared)
+    lift = LiftConstants()
+    lifted = lift(pipeline.to_machine(module(seed), target, pipeline.Dump(None)))
+    assert [c.tobytes() for c in lift.constants] == [c.tobytes() for c in constants(seed)]
+    relax.build(lifted, target, relax_pipeline=None).export_library(str(path), fcompile=link_shared)
     return path
 
 
 def write(destination: Path, scratch: Path, seed: int = 0, **changes: Any) -> Path:
     """Compiles the module and writes its bundle; ``changes`` replace fields of the manifest."""
     made = library(scratch / f"library{seed}.so", seed)
-    return bundle.write(
-        destination, made, dataclasses.replace(manifest(), **changes), {"README.md": b"A test's bundle.\n"}
-    )
+    complete = dataclasses.replace(manifest(), constants=bundle.constant_specs(constants(seed)))
+    extra = {CONSTANTS_NAME: bundle.constants_bytes(constants(seed)), "NOTES.md": b"A test's bundle.\n"}
+    return bundle.write(destination, made, dataclasses.replace(complete, **changes), extra)
+
+
+def rewrite(folder: Path, change: Callable[[Manifest], Manifest], rehash: bool = False) -> None:
+    """Changes a bundle's manifest as whoever can write to it can: all digests of it are right again.
+
+    With ``rehash`` those of the other files, too.
+    """
+    made = change(read_manifest(folder))
+    if rehash:
+        made = dataclasses.replace(made, files={name: sha256(folder / name) for name in made.files})
+    content = made.to_json().encode()
+    (folder / "manifest.json").write_bytes(content)
+    (folder / "manifest.txt").write_bytes(manifest_text(made, content))
 
 
 def _ffi_version() -> str:

@@ -13,10 +13,12 @@ from qcompiler.cli import (
     compile,
     demo,
     evaluate,
+    export,
     inspect,
     logs,
     profile,
     run,
+    sign,
     targets,
     tune,
     verify,
@@ -31,7 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (compile, tune, run, evaluate, bench, profile, verify, inspect, targets, demo):
+for module in (
+    compile, tune, run, evaluate, bench, profile, verify, inspect, sign, export, targets, demo,
+):  # fmt: skip
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(logs.app, name="logs")
 

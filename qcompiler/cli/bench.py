@@ -11,6 +11,7 @@ from qcompiler.cli.options import (
     Bundle,
     Json,
     ProgressOption,
+    RequireSignature,
     SourceModel,
     Traceback,
     emit_json,
@@ -43,6 +44,7 @@ def command(
     ] = None,
     rounds: Annotated[int, typer.Option(help="Measurements of each engine.", min=1)] = 10,
     progress: ProgressOption = True,
+    require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -60,6 +62,7 @@ def command(
             model=model,
             calibration=calibration,
             rounds=rounds,
+            require_signature=require_signature,
             progress=progress,
         )
         if json:
@@ -81,5 +84,5 @@ def command(
         title = f"One run on {result.cpu}, {result.rounds} rounds"
         parts: list[RenderableType] = [report.table(title, columns, rows)]
         if result.busy:
-            parts.append(f"Other programs were running (load {result.load:.2f}): measure again without them.")
+            parts.append(f"Other programs kept {result.others:.2f} cores busy: measure again without them.")
         report.show(*parts)

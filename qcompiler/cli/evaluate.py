@@ -12,6 +12,7 @@ from qcompiler.cli.options import (
     Json,
     Limit,
     ProgressOption,
+    RequireSignature,
     SourceModel,
     Threads,
     Traceback,
@@ -32,6 +33,7 @@ def command(
     threads: Threads = None,
     limit: Limit = None,
     progress: ProgressOption = True,
+    require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -40,7 +42,15 @@ def command(
         from qcompiler import report
         from qcompiler.driver.evaluate import evaluate
 
-        result = evaluate(bundle, data, model=model, threads=threads, limit=limit, progress=progress)
+        result = evaluate(
+            bundle,
+            data,
+            model=model,
+            threads=threads,
+            limit=limit,
+            require_signature=require_signature,
+            progress=progress,
+        )
         if json:
             emit_json(result)
             return

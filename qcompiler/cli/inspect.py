@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from qcompiler.cli.options import Bundle, Json, Traceback, emit_json, guarded, shape
+from qcompiler.cli.options import Bundle, Json, RequireSignature, Traceback, emit_json, guarded, shape
 
 
-def command(bundle: Bundle, json: Json = False, traceback: Traceback = False) -> None:
+def command(
+    bundle: Bundle,
+    require_signature: RequireSignature = None,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
     """Shows what a bundle holds: tensors, layers and their certificates, what stayed in float, files."""
     with guarded(traceback):
         from qcompiler import report
         from qcompiler.runtime.bundle import verify
+        from qcompiler.runtime.signature import SIGNATURE_NAME
 
-        manifest = verify(bundle)
+        manifest = verify(bundle, require_signature=require_signature)
         if json:
             emit_json(manifest)
             return
@@ -31,6 +37,7 @@ def command(bundle: Bundle, json: Json = False, traceback: Traceback = False) ->
                         [layer.schedule for layer in manifest.layers], manifest.tuned_threads
                     ),
                     "format": str(manifest.format_version),
+                    "signed": "yes" if (bundle / SIGNATURE_NAME).is_file() else "no",
                 },
             ),
             report.table(

@@ -23,6 +23,14 @@ ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar for long
 Threads = Annotated[
     int | None, typer.Option(help="Threads of one run; all physical cores if not given.", show_default=False)
 ]
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(
+        help="An Ed25519 public key (PEM); refuse a bundle that its owner has not signed.",
+        metavar="KEY",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Use only the first samples.", min=1, show_default=False)]
 SourceModel = Annotated[
     str | None,

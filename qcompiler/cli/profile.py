@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Bundle, Json, Threads, Traceback, emit_json, guarded
+from qcompiler.cli.options import Bundle, Json, RequireSignature, Threads, Traceback, emit_json, guarded
 
 
 def command(
@@ -34,19 +34,25 @@ def command(
             help="Run nothing: estimate the inner loops from the machine code, for a bundle of any architecture.",
         ),
     ] = False,
+    require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Shows time, GMAC/s and share of the chip's peak for every operator."""
     with guarded(traceback):
         if static:
-            _show_static(bundle, data=data, threads=threads, peak=peak, json=json)
+            _show_static(bundle, require_signature, data=data, threads=threads, peak=peak, json=json)
             return
         from qcompiler import report
         from qcompiler.driver.profile import profile
 
         result = profile(
-            bundle, data=data, threads=threads, repeat=repeat, peak=None if peak is None else peak * 1e9
+            bundle,
+            data=data,
+            threads=threads,
+            repeat=repeat,
+            peak=None if peak is None else peak * 1e9,
+            require_signature=require_signature,
         )
         if json:
             emit_json(result)
@@ -72,8 +78,8 @@ def command(
 
 
 def _show_static(
-    bundle: Path, *, data: Path | None, threads: int | None, peak: float | None, json: bool
-) -> None:
+    bundle: Path, require_signature: Path | None, *, data: Path | None, threads: int | None, peak: float | None, json: bool
+) -> None:  # fmt: skip
     from qcompiler import report
     from qcompiler.driver.static_profile import static_profile
     from qcompiler.errors import ConfigError
@@ -81,7 +87,7 @@ def _show_static(
     for option, given in (("--data", data), ("--threads", threads), ("--peak", peak)):
         if given is not None:
             raise ConfigError(f"{option} is for a run, and --static runs nothing; leave one of them out")
-    result = static_profile(bundle)
+    result = static_profile(bundle, require_signature=require_signature)
     if json:
         emit_json(result)
         return

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Bundle, Json, Threads, Traceback, emit_json, guarded, shape
+from qcompiler.cli.options import (
+    Bundle,
+    Json,
+    RequireSignature,
+    Threads,
+    Traceback,
+    emit_json,
+    guarded,
+    shape,
+)
 
 
 def command(
@@ -19,6 +28,7 @@ def command(
         Path | None, typer.Option(help="Write the outputs into this .npz.", show_default=False)
     ] = None,
     threads: Threads = None,
+    require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -27,7 +37,7 @@ def command(
         from qcompiler import report
         from qcompiler.driver.run import run
 
-        result = run(bundle, input, output, threads=threads)
+        result = run(bundle, input, output, threads=threads, require_signature=require_signature)
         if json:
             emit_json(result)
             return

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Bundle, Json, Limit, ProgressOption, Threads, Traceback, emit_json, guarded
+from qcompiler.cli.options import (
+    Bundle,
+    Json,
+    Limit,
+    ProgressOption,
+    RequireSignature,
+    Threads,
+    Traceback,
+    emit_json,
+    guarded,
+)
 
 
 def command(
@@ -16,6 +26,7 @@ def command(
     threads: Threads = None,
     limit: Limit = None,
     progress: ProgressOption = True,
+    require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -25,7 +36,14 @@ def command(
         from qcompiler.driver.verify import verify
         from qcompiler.errors import VerificationError
 
-        result = verify(bundle, data, threads=threads, limit=limit, progress=progress)
+        result = verify(
+            bundle,
+            data,
+            threads=threads,
+            limit=limit,
+            require_signature=require_signature,
+            progress=progress,
+        )
         if json:
             emit_json(result)
         else:

@@ -1,4 +1,4 @@
-"""Latency of a bundle, side by side with other engines.
+"""Speed, start-up, memory and size of a bundle, side by side with other engines.
 
 Every engine at every number of threads has a process of its own, because thread pools of different engines,
 or of one engine with different numbers, disturb each other. The processes are measured in turns: a machine
@@ -7,42 +7,36 @@ that gets slower in between does so for all.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from torch.export import ExportedProgram
+import torch
 
 from qcompiler import runtime
-from qcompiler.driver import bench_worker
-from qcompiler.driver.bench_worker import OWN
-from qcompiler.driver.data import Array, Samples, read_samples
-from qcompiler.driver.peers import PEERS, Peer
+from qcompiler.driver.bench_artifacts import Artifact, Source, described, prepare
+from qcompiler.driver.bench_load import OtherPrograms
+from qcompiler.driver.bench_process import Start, worker
+from qcompiler.driver.data import Array, read_samples
+from qcompiler.driver.evaluate import Sqnr
+from qcompiler.driver.float_model import float_model
+from qcompiler.driver.peers import PEERS, Peer, PeerOptions, own
+from qcompiler.driver.peers.own import OWN
 from qcompiler.errors import BuildError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.report import progress as progress_bar
 from qcompiler.runtime.threads import check_threads
 
-ROUND_SECONDS = 0.2
-"""Length of one measurement: long against the scheduler's slices, and short, so that the engines' turns come
-soon one after the other."""
-
 SETTLE_SECONDS = 0.05
 """Pause before each turn, in which the threads of the one before it stop waiting at full speed."""
 
-BUSY_LOAD = 0.5
-"""Load average above which other programs are likely to be measured too."""
+BUSY_CORES = 0.08
+"""Share of a core that other programs may take: above it they delay an engine that uses all cores noticeably."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,19 @@ class Timing:
         fastest: the fastest round's mean seconds.
         ratio: how many times as long as the bundle at the same number of threads it takes.
         absent: why there is no measurement, or None.
+        compile_seconds: from the float model to the engine's artifact, imports left out; None if unknown.
+        stages: ``compile_seconds`` by its steps.
+        import_seconds: importing the engine's package in a fresh process.
+        session_seconds: from there to a loaded model.
+        first_seconds: the first run.
+        start_seconds: the sum of these three: from just before the import to the first output.
+        baseline_bytes: resident bytes of the process before the import: Python, NumPy and the inputs.
+        imported_bytes: the same after it.
+        peak_bytes: the most resident bytes of the process, ``baseline_bytes`` included, after all runs.
+        artifact_bytes: what has to be shipped for the model, the engine itself aside.
+        sqnr_db: signal to quantization noise of the outputs against the float model's, in decibels; None without
+            a float model.
+        settings: how the engine was set up, in words.
     """
 
     engine: str
@@ -68,6 +75,18 @@ class Timing:
     fastest: float | None = None
     ratio: float | None = None
     absent: str | None = None
+    compile_seconds: float | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
+    import_seconds: float | None = None
+    session_seconds: float | None = None
+    first_seconds: float | None = None
+    start_seconds: float | None = None
+    baseline_bytes: int | None = None
+    imported_bytes: int | None = None
+    peak_bytes: int | None = None
+    artifact_bytes: int | None = None
+    sqnr_db: float | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,20 +95,22 @@ class BenchResult:
 
     Attributes:
         cpu: the processor's name.
-        load: load average of the last minute before the measurement.
+        others: cores that other programs kept busy during the rounds, on the average.
         rounds: measurements of each engine.
+        starts: fresh processes of each engine whose start was measured; 0 if it was that of the measured one.
         timings: the bundle's first, for each number of threads.
     """
 
     cpu: str
-    load: float
+    others: float
     rounds: int
+    starts: int
     timings: tuple[Timing, ...]
 
     @property
     def busy(self) -> bool:
         """Other programs were running: timings are too long, and not the same for all."""
-        return self.load > BUSY_LOAD
+        return self.others > BUSY_CORES
 
 
 def bench(
@@ -100,9 +121,12 @@ def bench(
     model: str | None = None,
     calibration: Path | None = None,
     rounds: int = 10,
+    starts: int = 0,
+    options: PeerOptions | None = None,
+    require_signature: Path | None = None,
     progress: bool = False,
 ) -> BenchResult:
-    """Measures how long one run takes.
+    """Measures how long one run takes, how a process starts, and what memory it needs.
 
     Args:
         bundle: the bundle's folder.
@@ -112,6 +136,9 @@ def bench(
         calibration: ``.npz`` that they are quantized with; its first sample is what all engines run on.
             Random numbers if not given.
         rounds: measurements of each engine.
+        starts: as of :func:`measure`.
+        options: what the user says about engines.
+        require_signature: a public key; the bundle must be signed by its owner.
         progress: show a progress bar.
 
     Raises:
@@ -119,41 +146,97 @@ def bench(
         BuildError: the bundle's own process failed.
         QCompilerError: the bundle, the model or the data cannot be used.
     """
-    load = os.getloadavg()[0]
     counts = [check_threads(number) for number in threads] or [check_threads(None)]
-    peers = _peers(against)
-    if rounds < 1:
-        raise ConfigError(f"rounds is {rounds}; it must be at least 1")
+    peers = find_peers(against)
     if peers and (model is None or calibration is None):
         raise ConfigError("other engines need the model to run: give --model and --calibration")
-    manifest = runtime.verify(bundle)
+    manifest = runtime.verify(bundle, require_signature=require_signature)
+    settings = options or PeerOptions()
     with tempfile.TemporaryDirectory(prefix="qcompiler-bench-") as scratch:
         folder = Path(scratch)
         samples = None if calibration is None else read_samples(calibration, manifest.inputs)
-        stored = folder / "inputs.npz"
-        np.savez(stored, *(_random_inputs(manifest) if samples is None else next(samples.batches())[1]))
-        models = {OWN: bundle}
-        absent: dict[str, str] = {}
+        inputs = _random_inputs(manifest) if samples is None else list(next(samples.batches())[1])
+        artifacts = [bundle_artifact(bundle, counts, settings)]
+        expected = None
         if model is not None and samples is not None:
+            program = capture.resolve(model)
+            expected = float_model(program)(*inputs)
+            archive = folder / "model.pt2"
+            torch.export.save(program, archive)
+            source = Source(archive, samples, tuple(counts), settings)
             with progress_bar("prepare the other engines", len(peers), progress) as advance:
-                program = capture.resolve(model)
                 for peer in peers:
-                    _prepare(peer, program, samples, folder, models, absent)
+                    artifacts.append(prepare(peer, source, folder / peer.name))
                     advance(1)
-        engines = [
-            Timing(OWN, manifest.versions.qcompiler, "int8", 0),
-            *(Timing(peer.name, "" if peer.missing() else peer.version, peer.dtype, 0) for peer in peers),
-        ]
-        rows = [replace(engine, threads=count) for count in counts for engine in engines]
-        timings = _measure(rows, models, absent, stored, rounds, progress)
-    return BenchResult(runtime.cpu_name(), load, rounds, tuple(_with_ratio(t, timings) for t in timings))
+        return measure(
+            artifacts, inputs, counts, rounds=rounds, starts=starts, expected=expected, progress=progress
+        )
 
 
-def _peers(names: Sequence[str]) -> list[Peer]:
+def find_peers(names: Sequence[str]) -> list[Peer]:
+    """The engines of these keys of ``PEERS``.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise ConfigError(f"unknown engine {unknown[0]!r}; known: {', '.join(PEERS)}")
     return [peer for name in dict.fromkeys(names) for peer in PEERS[name]]
+
+
+def bundle_artifact(
+    bundle: Path, threads: Sequence[int], options: PeerOptions, stages: Mapping[str, float] | None = None
+) -> Artifact:
+    """A bundle as the artifact of our own engine; ``stages`` are the seconds that made it, where they are known."""
+    version = runtime.read_manifest(bundle).versions.qcompiler
+    return replace(
+        described(own.PEER, options),
+        version=version,
+        models=dict.fromkeys(threads, bundle),
+        size=own.bundle_size(bundle),
+        stages=stages or {},
+    )
+
+
+def measure(
+    artifacts: Sequence[Artifact],
+    inputs: Sequence[Array],
+    threads: Sequence[int],
+    *,
+    rounds: int = 10,
+    starts: int = 0,
+    expected: Sequence[Array] | None = None,
+    progress: bool = False,
+) -> BenchResult:
+    """Measures prepared engines side by side.
+
+    Args:
+        artifacts: the engines; ours among them for ratios.
+        inputs: one array a model input.
+        threads: numbers of threads.
+        rounds: measurements of each engine at each number of threads; the median counts.
+        starts: fresh processes that only start, in turns, after each engine has been started once, so that all
+            files are in memory; the median counts. With 0 the one start of the measured process counts.
+        expected: the float model's outputs for ``inputs``.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: ``rounds`` or ``starts`` is not allowed.
+        BuildError: our own process failed.
+    """
+    for name, value, least in (("rounds", rounds, 1), ("starts", starts, 0)):
+        if value < least:
+            raise ConfigError(f"{name} is {value}; it must be at least {least}")
+    jobs = [(artifact, count) for count in threads for artifact in artifacts]
+    timings = [_row(artifact, count) for artifact, count in jobs]
+    with tempfile.TemporaryDirectory(prefix="qcompiler-bench-") as folder:
+        stored = Path(folder) / "inputs.npz"
+        np.savez(stored, *inputs)
+        timings, others = _measure(jobs, timings, stored, rounds, starts, expected, progress)
+    return BenchResult(
+        runtime.cpu_name(), others, rounds, starts, tuple(_with_ratio(t, timings) for t in timings)
+    )
 
 
 def _random_inputs(manifest: runtime.Manifest) -> list[Array]:
@@ -166,146 +249,115 @@ def _random_inputs(manifest: runtime.Manifest) -> list[Array]:
     ]
 
 
-def _prepare(
-    peer: Peer,
-    program: ExportedProgram,
-    samples: Samples,
-    folder: Path,
-    models: dict[str, Path],
-    absent: dict[str, str],
-) -> None:
-    """Puts the engine's model into ``models``, or into ``absent`` why there is none."""
-    reason = peer.missing()
-    if reason is not None:
-        absent[peer.name] = reason
-        return
-    own_folder = folder / peer.name
-    own_folder.mkdir()
-    try:
-        with _quiet_output():
-            models[peer.name] = peer.prepare(program, samples, own_folder)
-    except Exception as error:  # whatever a foreign quantizer raises is a fact about it, and is shown
-        absent[peer.name] = f"cannot prepare this model: {type(error).__name__}: {error}"
-
-
-@contextmanager
-def _quiet_output() -> Iterator[None]:
-    """Moves what engines print to the standard error, so that the standard output has the result alone."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
+def _row(artifact: Artifact, threads: int) -> Timing:
+    return Timing(
+        artifact.engine,
+        artifact.version,
+        artifact.dtype,
+        threads,
+        absent=artifact.absent,
+        compile_seconds=artifact.seconds,
+        stages=artifact.stages,
+        artifact_bytes=artifact.size,
+        settings=artifact.settings,
+    )
 
 
 def _measure(
+    jobs: Sequence[tuple[Artifact, int]],
     rows: Sequence[Timing],
-    models: Mapping[str, Path],
-    absent: Mapping[str, str],
     inputs: Path,
     rounds: int,
+    starts: int,
+    expected: Sequence[Array] | None,
     progress: bool,
-) -> list[Timing]:
-    """The rows with their measurements, taken in turns."""
+) -> tuple[list[Timing], float]:
+    """The rows with their measurements, taken in turns, and what other programs took meanwhile."""
     result = list(rows)
-    with ExitStack() as stack, progress_bar("measure", len(rows) * (rounds + 1), progress) as advance:
-        workers: dict[int, _Worker] = {}
-        for index, row in enumerate(rows):
-            if row.engine in absent:
-                result[index] = replace(row, absent=absent[row.engine])
-                continue
-            worker = stack.enter_context(_worker(row, models[row.engine], inputs))
-            try:
-                worker.start()
-            except BuildError as error:
-                if row.engine == OWN:
-                    raise
-                result[index] = replace(row, absent=str(error))
-            else:
-                workers[index] = worker
+    steps = len(rows) * (1 + starts + rounds)
+    with ExitStack() as stack, progress_bar("measure", steps, progress) as advance:
+        workers = {}
+        for index, (artifact, count) in enumerate(jobs):
+            if artifact.absent is None:
+                held = stack.enter_context(worker(artifact, count, inputs))
+                try:
+                    begun = held.start()
+                    held.warm_up()
+                    found = None if expected is None else held.outputs()
+                except BuildError as error:
+                    if artifact.engine == OWN:
+                        raise
+                    result[index] = replace(result[index], absent=str(error))
+                else:
+                    workers[index] = held
+                    result[index] = _with_start(result[index], [begun])
+                    if expected is not None and found is not None:
+                        result[index] = replace(result[index], sqnr_db=_sqnr(expected, found))
             advance(1)
-        seconds: dict[int, list[float]] = {index: [] for index in workers}
-        for _ in range(rounds):
-            for index, worker in workers.items():
+        begins: dict[int, list[Start]] = {index: [] for index in workers}
+        for _ in range(starts):
+            for index in workers:
                 time.sleep(SETTLE_SECONDS)
-                seconds[index].append(worker.measure())
+                with worker(*jobs[index], inputs) as fresh:
+                    begins[index].append(fresh.start())
                 advance(1)
-    for index, measured in seconds.items():
-        result[index] = replace(result[index], median=statistics.median(measured), fastest=min(measured))
-    return result
+        seconds: dict[int, list[float]] = {index: [] for index in workers}
+        others = OtherPrograms(held.pid for held in workers.values())
+        for _ in range(rounds):
+            for index, held in workers.items():
+                time.sleep(SETTLE_SECONDS)
+                seconds[index].append(held.measure())
+                advance(1)
+        cores = others.cores()
+        for index, held in workers.items():
+            row = _with_start(result[index], begins[index]) if starts else result[index]
+            result[index] = replace(
+                row,
+                median=statistics.median(seconds[index]),
+                fastest=min(seconds[index]),
+                peak_bytes=held.peak_bytes(),
+            )
+    return result, cores
 
 
-class _Worker:
-    """A process of ``bench_worker``."""
-
-    def __init__(self, name: str, process: subprocess.Popen[str], errors: IO[str]) -> None:
-        self._name = name
-        self._process = process
-        self._errors = errors
-        self._runs = 1
-
-    def start(self) -> None:
-        """Waits until the model is loaded, and finds how many runs fill a round."""
-        self._answer()
-        for _ in range(3):  # the first ones are slow: caches, pages, code compiled at run time
-            self._runs = max(1, math.ceil(ROUND_SECONDS / self._ask()))
-
-    def measure(self) -> float:
-        """Mean seconds of one run in a round."""
-        return self._ask()
-
-    def _ask(self) -> float:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"{self._runs}\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended; its answer, or that there is none, says why
-        return self._answer()
-
-    def _answer(self) -> float:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": self._last_words()}
-        if "error" in answer:
-            raise BuildError(f"{self._name} failed: {answer['error']}")
-        return float(answer["seconds"])
-
-    def _last_words(self) -> str:
-        status = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
-        return f"its process ended with status {status}" + (f": {lines[-1]}" if lines else "")
+def _with_start(row: Timing, begins: Sequence[Start]) -> Timing:
+    """The row with the medians of some starts."""
+    return replace(
+        row,
+        import_seconds=statistics.median(start.import_seconds for start in begins),
+        session_seconds=statistics.median(start.session_seconds for start in begins),
+        first_seconds=statistics.median(start.first_seconds for start in begins),
+        start_seconds=statistics.median(start.seconds for start in begins),
+        baseline_bytes=_median_bytes([start.baseline_bytes for start in begins]),
+        imported_bytes=_median_bytes([start.imported_bytes for start in begins]),
+    )
 
 
-@contextmanager
-def _worker(row: Timing, model: Path, inputs: Path) -> Iterator[_Worker]:
-    """Starts the process of one row; it has ended when the block has."""
-    arguments = [row.engine, str(model), str(row.threads), str(inputs)]
-    # Engines that parallelize by OpenMP read their number of threads here.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(row.threads)}
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", bench_worker.__name__, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
+def _median_bytes(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return int(statistics.median(known)) if known else None
+
+
+def _sqnr(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """Signal to noise over the float outputs, which must be the model's.
+
+    Raises:
+        BuildError: they are not of its shapes.
+    """
+    if [a.shape for a in expected] != [a.shape for a in found]:
+        shapes = [list(a.shape) for a in found], [list(a.shape) for a in expected]
+        raise BuildError(
+            f"an engine's outputs have shapes {shapes[0]}, the float model's {shapes[1]}: give the --model that "
+            "the bundle was compiled from"
         )
-        try:
-            yield _Worker(f"{row.engine} with {row.threads} threads", process, errors)
-        finally:
-            process.kill()
-            process.communicate()
+    ratio = Sqnr()
+    for wanted, output in zip(expected, found, strict=True):
+        ratio.add(wanted, output)
+    return ratio.decibels
 
 
 def _with_ratio(timing: Timing, timings: Sequence[Timing]) -> Timing:
-    own = next(t.median for t in timings if (t.engine, t.threads) == (OWN, timing.threads))
-    if own is None or timing.median is None:
+    own_row = next((t for t in timings if (t.engine, t.threads) == (OWN, timing.threads)), None)
+    if own_row is None or own_row.median is None or timing.median is None:
         return timing
-    return replace(timing, ratio=timing.median / own)
+    return replace(timing, ratio=timing.median / own_row.median)

@@ -7,21 +7,30 @@ import dataclasses
 import errno
 import fcntl
 import glob
+import importlib.metadata
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
+
+from qcompiler.driver.c_runtime import c_runtime_files
 from qcompiler.driver.cross.libraries import runtime_libraries
 from qcompiler.errors import BundleError
 from qcompiler.runtime.library import sha256
 from qcompiler.runtime.manifest import (
+    CONSTANT_ALIGNMENT,
     LIBRARY_NAME,
     MANIFEST_NAME,
+    ConstantSpec,
     Manifest,
 )
+from qcompiler.runtime.manifest_text import MANIFEST_TEXT_NAME, manifest_text
+from qcompiler.runtime.signature import SIGNATURE_NAME
 
 REFERENCE_NAME = "reference.json.gz"
 """File of a bundle that holds the module the reference interprets."""
@@ -29,6 +38,16 @@ REFERENCE_NAME = "reference.json.gz"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 """Linux's ``renameat2`` flag: swap two paths in one step."""
+
+
+def license_files() -> dict[str, Path]:
+    """The licences under which a bundle passes on TVM's libraries, by their paths in it."""
+    return {
+        f"licenses/{package}/{file.name}": Path(str(file.locate()))
+        for package in ("apache-tvm", "apache-tvm-ffi")
+        for file in importlib.metadata.files(package) or ()
+        if file.parent.name == "licenses"
+    }
 
 
 def write(
@@ -55,12 +74,15 @@ def write(
     Raises:
         BundleError: ``destination`` exists and is no bundle, a file's path leaves the bundle or is taken, or
             the bundle cannot be written, for lack of room or permission.
-        BuildError: the runtime libraries of the target's architecture cannot be had.
+        BuildError: the C runtime cannot be compiled, or the runtime libraries of the target's architecture cannot
+            be had.
     """
     target = Path(destination).absolute()
     sources: dict[str, Path | bytes] = {
         LIBRARY_NAME: library,
         **runtime_libraries(str(manifest.target["family"])),
+        **license_files(),
+        **c_runtime_files(manifest),
     }
     for name, source in (extra_files or {}).items():
         _check_extra(name, sources)
@@ -73,8 +95,10 @@ def write(
             for name, source in sources.items():
                 _write_file(partial / name, source)
             digests = {name: sha256(partial / name) for name in sources}
-            text = dataclasses.replace(manifest, files=digests).to_json()
-            _write_file(partial / MANIFEST_NAME, text.encode())
+            complete = dataclasses.replace(manifest, files=digests)
+            json_bytes = complete.to_json().encode()
+            _write_file(partial / MANIFEST_NAME, json_bytes)
+            _write_file(partial / MANIFEST_TEXT_NAME, manifest_text(complete, json_bytes))
             for folder in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
                 sync_folder(folder)
             _move_into_place(partial, target)
@@ -84,13 +108,28 @@ def write(
     return target
 
 
+def constant_specs(constants: Sequence[NDArray[Any]]) -> tuple[ConstantSpec, ...]:
+    """Where each of ``constants`` stands in :func:`constants_bytes`."""
+    specs = []
+    offset = 0
+    for values in constants:
+        specs.append(ConstantSpec(values.shape, values.dtype.name, offset))
+        offset += -(-values.nbytes // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT
+    return tuple(specs)
+
+
+def constants_bytes(constants: Sequence[NDArray[Any]]) -> bytes:
+    """The content of ``constants.bin``: dense arrays, each at a multiple of 64 bytes, with zeros between them."""
+    return b"".join(values.tobytes() + bytes(-values.nbytes % CONSTANT_ALIGNMENT) for values in constants)
+
+
 def _check_extra(name: str, taken: Mapping[str, object]) -> None:
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or path.as_posix() != name or not path.parts:
         raise BundleError(
-            f"extra file {name!r}: give a plain path relative to the bundle, such as 'README.md'"
+            f"extra file {name!r}: give a plain path relative to the bundle, such as 'NOTES.md'"
         )
-    if name in taken or name == MANIFEST_NAME:
+    if name in taken or name in (MANIFEST_NAME, MANIFEST_TEXT_NAME, SIGNATURE_NAME):
         raise BundleError(f"extra file {name!r} is a file that every bundle has; choose another name")
 
 

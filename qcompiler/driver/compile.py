@@ -31,12 +31,21 @@ from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
 from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
+from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
 from qcompiler.quantization import calibration as calibrations
 from qcompiler.quantization import quantize, respell
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
-from qcompiler.runtime.manifest import FloatRecord, LayerRecord, Manifest, TargetNeeds, TensorSpec, Versions
+from qcompiler.runtime.manifest import (
+    CONSTANTS_NAME,
+    FloatRecord,
+    LayerRecord,
+    Manifest,
+    TargetNeeds,
+    TensorSpec,
+    Versions,
+)
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
 
@@ -138,6 +147,8 @@ def _build(
         integer.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
+    lift = LiftConstants()
+    machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
         _code(machine, tvm_target, library)
@@ -146,6 +157,7 @@ def _build(
             inputs=_inputs(program, integer.module),
             outputs=_outputs(program, integer.module),
             target=json.loads(json.dumps(asdict(target), default=_jsonable)),
+            constants=bundle.constant_specs(lift.constants),
             versions=Versions(
                 __version__,
                 tvm.__version__,
@@ -163,6 +175,8 @@ def _build(
             ),
         )
         extra: dict[str, Path | bytes] = {}
+        if lift.constants:
+            extra[CONSTANTS_NAME] = bundle.constants_bytes(lift.constants)
         if config.embed_reference:
             reference = Path(folder) / bundle.REFERENCE_NAME
             storage.save(integer.module, reference)

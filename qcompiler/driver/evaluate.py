@@ -65,6 +65,7 @@ def evaluate(
     *,
     model: str | None = None,
     threads: int | None = None,
+    require_signature: Path | None = None,
     limit: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
@@ -75,6 +76,7 @@ def evaluate(
         data: ``.npz`` with an array per model input; ``labels``, integers, give top-1.
         model: the float model: a ``.pt2`` archive or ``package.module:function``.
         threads: threads of one run; None for all physical cores.
+        require_signature: a public key; the bundle must be signed by its owner.
         limit: evaluate at most this many samples.
         progress: show a progress bar.
 
@@ -83,7 +85,7 @@ def evaluate(
             a float model.
         QCompilerError: the bundle or the model cannot be loaded.
     """
-    compiled = runtime.load(bundle, threads)
+    compiled = runtime.load(bundle, threads, require_signature=require_signature)
     samples = read_samples(data, compiled.inputs, limit)
     if samples.labels is None and model is None:
         raise InputError(f"data {data} has no array 'labels', and no float model is given: give --model")

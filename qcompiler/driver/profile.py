@@ -70,6 +70,7 @@ def profile(
     *,
     data: Path | None = None,
     threads: int | None = None,
+    require_signature: Path | None = None,
     repeat: int = 50,
     peak: float | None = None,
 ) -> Profile:
@@ -79,6 +80,7 @@ def profile(
         bundle: the bundle's folder.
         data: ``.npz`` whose first sample is run; zeros if not given, which take as long.
         threads: threads of one run; None for all physical cores.
+        require_signature: a public key; the bundle must be signed by its owner.
         repeat: runs to average over.
         peak: multiply-accumulates a second of all the threads together; None to derive it from the target's
             description and the measured clock of this machine.
@@ -89,7 +91,7 @@ def profile(
     """
     if peak is not None and not peak > 0:
         raise ConfigError(f"peak is {peak}; it must be above 0")
-    model = runtime.load(bundle, threads)
+    model = runtime.load(bundle, threads, require_signature=require_signature)
     source = "given"
     if peak is None:
         peak, source = _peak(model.manifest, model.threads)

@@ -41,7 +41,13 @@ class RunResult:
     outputs: tuple[OutputSummary, ...]
 
 
-def run(bundle: Path, data: Path, output: Path | None, threads: int | None = None) -> RunResult:
+def run(
+    bundle: Path,
+    data: Path,
+    output: Path | None,
+    threads: int | None = None,
+    require_signature: Path | None = None,
+) -> RunResult:
     """Runs a bundle on every sample of ``data``; one for another architecture, emulated.
 
     Args:
@@ -49,11 +55,12 @@ def run(bundle: Path, data: Path, output: Path | None, threads: int | None = Non
         data: ``.npz`` with an array per model input.
         output: ``.npz`` to write, with an array per model output; or None.
         threads: threads of one run; None for all physical cores.
+        require_signature: a public key; the bundle must be signed by its owner.
 
     Raises:
         QCompilerError: the bundle, the data or the CPU is not fit, or ``output`` cannot be written.
     """
-    model = open_bundle(bundle, threads)
+    model = open_bundle(bundle, threads, require_signature=require_signature)
     samples = read_samples(data, model.inputs)
     outputs = run_all(model, samples)
     if output is not None:

@@ -99,6 +99,7 @@ def verify(
     data: Path,
     *,
     threads: int | None = None,
+    require_signature: Path | None = None,
     limit: int | None = None,
     progress: bool = False,
 ) -> Verification:
@@ -110,6 +111,7 @@ def verify(
         bundle: the bundle's folder, compiled with its reference embedded.
         data: ``.npz`` with an array per model input.
         threads: threads of one run; None for all physical cores.
+        require_signature: a public key; the bundle must be signed by its owner.
         limit: compare at most this many samples.
         progress: show a progress bar.
 
@@ -117,7 +119,7 @@ def verify(
         BundleError: the bundle has no reference.
         QCompilerError: the bundle or the data cannot be used.
     """
-    compiled = open_bundle(bundle, threads)
+    compiled = open_bundle(bundle, threads, require_signature=require_signature)
     if REFERENCE_NAME not in compiled.manifest.files:
         raise BundleError(
             f"bundle {bundle} has no {REFERENCE_NAME}; compile the model again with --embed-reference"

@@ -3,6 +3,7 @@
 from qcompiler.runtime.bundle import load, read_manifest, verify
 from qcompiler.runtime.cpu import cpu_features, cpu_name
 from qcompiler.runtime.manifest import (
+    ConstantSpec,
     FloatRecord,
     LayerRecord,
     Manifest,
@@ -13,6 +14,7 @@ from qcompiler.runtime.manifest import (
 from qcompiler.runtime.model import Model
 
 __all__ = [
+    "ConstantSpec",
     "FloatRecord",
     "LayerRecord",
     "Manifest",

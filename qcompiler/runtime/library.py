@@ -11,16 +11,23 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from qcompiler.errors import BundleError
-from qcompiler.runtime.manifest import LIBRARY_NAME, RUNTIME_LIBRARY_NAME, Manifest
+from qcompiler.runtime.manifest import CONSTANTS_NAME, LIBRARY_NAME, RUNTIME_LIBRARY_NAME, Manifest
 
 ENTRY = "main"
 """Name of the model's function in the library."""
+
+MOST_HASHERS = 4
+"""Files that are hashed at once, at most. A bundle has no more than three or four large ones."""
 
 _CPU, _DEVICE_ID, _POOLED = 1, 0, 2
 """Arguments of the virtual machine's start: DLPack's code of the CPU, and TVM's pooling allocator."""
@@ -77,6 +84,28 @@ def load_library(bundle: Path, manifest: Manifest) -> Any:
         return ffi.load_module(str(alias), keep_module_alive=False)
 
 
+def map_constants(bundle: Path, manifest: Manifest) -> list[npt.NDArray[Any]]:
+    """The constants of a bundle, in memory that is mapped from its file: a page is read when it is first needed.
+
+    Raises:
+        BundleError: the file is smaller than the manifest says.
+    """
+    if not manifest.constants:
+        return []
+    # Copy-on-write: DLPack cannot tell the kernel of read-only memory, so NumPy refuses to pass it on.
+    content = np.memmap(bundle / CONSTANTS_NAME, dtype=np.uint8, mode="c")
+    end = max(spec.offset + spec.size for spec in manifest.constants)
+    if end > content.size:
+        raise BundleError(
+            f"bundle {bundle}: {CONSTANTS_NAME} has {content.size} bytes, and the manifest says {end}; compile the "
+            "model again"
+        )
+    return [
+        content[spec.offset : spec.offset + spec.size].view(spec.dtype).reshape(spec.shape)
+        for spec in manifest.constants
+    ]
+
+
 def new_machine(module: Any) -> Any:
     """A virtual machine for the library ``module``; it runs one call at a time."""
     machine = module["vm_load_executable"]()
@@ -123,7 +152,16 @@ def _runtime_path(bundle: Path) -> Path:
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    block = bytearray(1 << 17)  # stays in the cache between the kernel's copy and the hash
+    view = memoryview(block)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(view[:count])
     return digest.hexdigest()
+
+
+def sha256_of_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """:func:`sha256` of each file, several at once: hashing is most of the time of a load."""
+    by_size = sorted(names, key=lambda name: (folder / name).stat().st_size, reverse=True)
+    with ThreadPoolExecutor(min(MOST_HASHERS, len(os.sched_getaffinity(0)))) as pool:
+        return dict(zip(by_size, pool.map(lambda name: sha256(folder / name), by_size), strict=True))

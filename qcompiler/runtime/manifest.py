@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -16,15 +17,19 @@ import numpy as np
 
 from qcompiler.errors import BundleError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the bundle's format; a reader refuses every other one."""
 
 MANIFEST_NAME = "manifest.json"
 LIBRARY_NAME = "model.so"
+CONSTANTS_NAME = "constants.bin"
 RUNTIME_LIBRARY_NAME = "lib/libtvm_runtime.so"
 FFI_LIBRARY_NAME = "lib/libtvm_ffi.so"
 REQUIRED_FILES = (LIBRARY_NAME, RUNTIME_LIBRARY_NAME, FFI_LIBRARY_NAME)
 """Files without which a bundle cannot run, as paths relative to the bundle."""
+
+CONSTANT_ALIGNMENT = 64
+"""Bytes. Kernels load whole vector registers with aligned instructions."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -50,12 +55,7 @@ class TensorSpec:
     def __post_init__(self) -> None:
         _require(bool(self.name), "a tensor has an empty name")
         _require(all(d >= 0 for d in self.shape), f"tensor {self.name!r} has a negative extent: {self.shape}")
-        try:
-            np.dtype(self.dtype)
-        except TypeError as error:
-            raise BundleError(
-                f"manifest: tensor {self.name!r} has dtype {self.dtype!r}, unknown to NumPy"
-            ) from error
+        _require(_is_dtype(self.dtype), f"tensor {self.name!r} has dtype {self.dtype!r}, unknown to NumPy")
         _require(
             (self.scale is None) == (self.zero_point is None),
             f"tensor {self.name!r} has one of scale and zero_point; it must have both or none",
@@ -64,6 +64,34 @@ class TensorSpec:
             self.scale is None or (math.isfinite(self.scale) and self.scale > 0),
             f"tensor {self.name!r} has scale {self.scale}; it must be positive and finite",
         )
+
+
+@dataclass(frozen=True)
+class ConstantSpec:
+    """A constant of the model in ``constants.bin``: an argument of its main function after the inputs.
+
+    Attributes:
+        shape: extents.
+        dtype: NumPy's name, such as ``int8``.
+        offset: where its elements start in the file, in bytes; a multiple of 64.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    def __post_init__(self) -> None:
+        _require(all(d >= 0 for d in self.shape), f"a constant has a negative extent: {self.shape}")
+        _require(_is_dtype(self.dtype), f"a constant has dtype {self.dtype!r}, unknown to NumPy")
+        _require(
+            self.offset >= 0 and self.offset % CONSTANT_ALIGNMENT == 0,
+            f"a constant has offset {self.offset}; it must be a multiple of {CONSTANT_ALIGNMENT}",
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -153,12 +181,14 @@ class Manifest:
         target: the fields of the target's description, as plain JSON; ``name``, ``family`` and
             ``required_features`` are always there.
         versions: versions of what made the bundle.
+        constants: what ``constants.bin`` holds, in the order of the arguments; without any, there is no such file.
         layers: operators of the compiled model, in the order they run.
         float_operators: operators left in float.
         tuned_threads: numbers of threads that tuned kernels were measured at; none if no kernel is tuned. The library
             runs on any number.
         alternatives: targets of the same family, fastest first, for the message to a CPU that lacks features.
-        files: SHA-256, in hexadecimal, of every file of the bundle but the manifest, by relative path.
+        files: SHA-256, in hexadecimal, of every file of the bundle but the manifest, its text form and
+            their signature, by relative path.
         format_version: version of the bundle's format.
     """
 
@@ -166,6 +196,7 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     target: Mapping[str, Any]
     versions: Versions
+    constants: tuple[ConstantSpec, ...] = ()
     layers: tuple[LayerRecord, ...] = ()
     float_operators: tuple[FloatRecord, ...] = ()
     tuned_threads: tuple[int, ...] = ()
@@ -227,6 +258,14 @@ class Manifest:
         return manifest
 
 
+def _is_dtype(name: str) -> bool:
+    try:
+        np.dtype(name)
+    except TypeError:
+        return False
+    return True
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise BundleError(f"manifest: {message}")
@@ -277,15 +316,21 @@ def _decode(kind: Any, value: Any, place: str) -> Any:
 def _decode_object(kind: type, value: Any, place: str) -> Any:
     if not isinstance(value, dict):
         raise _mismatch(place, "an object", value)
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    known = _fields(kind)
     unknown = sorted(value.keys() - known.keys())
     if unknown:
         raise BundleError(f"{place}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
     missing = sorted(known.keys() - value.keys())
     if missing:
         raise BundleError(f"{place}: field {missing[0]!r} is missing")
-    return kind(**{name: _decode(hints[name], item, f"{place}.{name}") for name, item in value.items()})
+    return kind(**{name: _decode(known[name], item, f"{place}.{name}") for name, item in value.items()})
+
+
+@functools.cache
+def _fields(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass with their types."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _mismatch(place: str, expected: str, value: Any) -> BundleError:

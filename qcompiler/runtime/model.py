@@ -28,14 +28,23 @@ class Model:
     library and its constants are shared. Each calling thread has its own ``threads`` workers.
     """
 
-    def __init__(self, manifest: Manifest, module: Any, threads: int) -> None:
+    def __init__(
+        self, manifest: Manifest, module: Any, threads: int, constants: Sequence[Array] = ()
+    ) -> None:
+        """
+        Args:
+            manifest: of the bundle.
+            module: the loaded library.
+            threads: of one run.
+            constants: the arguments that follow the inputs, dense and aligned.
+        """
         self._manifest = manifest
         self._module = module
         self._threads = threads
+        self._constants = [import_ffi().from_dlpack(array) for array in constants]
         self._idle: list[Callable[..., Any]] = []
         self._lock = threading.Lock()
-        # Positions of outputs that lie in memory which is not theirs alone; None until the first run finds
-        # them.
+        # Positions of outputs that lie in memory which is not theirs alone; None before the first run.
         self._borrowed_outputs: frozenset[int] | None = None
 
     @property
@@ -83,9 +92,9 @@ class Model:
         tensors = self._tensors(inputs)
         configure(self._threads)
         with self._machine() as machine:
-            if self._borrowed_outputs is None:
-                self._borrowed_outputs = self._inspect(machine, tensors)
             outputs = _arrays_of(machine(*tensors))
+        if self._borrowed_outputs is None:
+            self._borrowed_outputs = self._inspect(outputs, tensors)
         return tuple(o.copy() if i in self._borrowed_outputs else o for i, o in enumerate(outputs))
 
     def time(self, *inputs: Any, number: int = 10, repeat: int = 3) -> list[float]:
@@ -162,10 +171,13 @@ class Model:
         ]
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
-        """The inputs as TVM's tensors, which keep the memory that they show alive."""
+        """The arguments as TVM's tensors, which keep the memory that they show alive."""
         from_dlpack = import_ffi().from_dlpack
         values = order_inputs(self.inputs, inputs)
-        return [from_dlpack(to_array(spec, value)) for spec, value in zip(self.inputs, values, strict=True)]
+        tensors = [
+            from_dlpack(to_array(spec, value)) for spec, value in zip(self.inputs, values, strict=True)
+        ]
+        return tensors + self._constants
 
     @contextmanager
     def _machine(self) -> Iterator[Callable[..., Any]]:
@@ -176,25 +188,24 @@ class Model:
         with self._lock:
             self._idle.append(machine)
 
-    def _inspect(self, machine: Callable[..., Any], tensors: list[Any]) -> frozenset[int]:
-        """Checks the outputs against the manifest, and finds those that share their memory.
+    def _inspect(self, outputs: list[Array], tensors: list[Any]) -> frozenset[int]:
+        """Checks the outputs of a run against the manifest, and finds those that share their memory.
 
-        An output in the same place in two runs, while the first is still held, is an input passed through or
-        a constant of the library; one in the place of an earlier output is the same tensor. To hand them out
-        as they are would let the caller change the model, the input, or another output by changing them.
+        Such an output is an argument passed through, an input or a constant, or shares its memory with an earlier
+        output. To hand it out as it is would let the caller change the model, the input, or another output.
         """
-        first, second = _arrays_of(machine(*tensors)), _arrays_of(machine(*tensors))
-        found = [f"{output.dtype}{list(output.shape)}" for output in first]
+        found = [f"{output.dtype}{list(output.shape)}" for output in outputs]
         expected = [f"{spec.dtype}{list(spec.shape)}" for spec in self.outputs]
         if found != expected:
             raise BundleError(
                 f"library returns {', '.join(found)}, and the manifest says {', '.join(expected)}; "
                 "compile the model again"
             )
+        arguments = [np.from_dlpack(tensor) for tensor in tensors]
         return frozenset(
             i
-            for i, (output, again) in enumerate(zip(first, second, strict=True))
-            if any(np.may_share_memory(output, other) for other in (again, *first[:i]))
+            for i, output in enumerate(outputs)
+            if any(np.may_share_memory(output, other) for other in (*arguments, *outputs[:i]))
         )
 
 

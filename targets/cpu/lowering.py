@@ -65,11 +65,11 @@ def shape_of_output(shape: ConvShape) -> tuple[int, int, int, int]:
     return shape.batch, shape.out_height, shape.out_width, shape.out_channels
 
 
-def conv_shape(call: relax.Call) -> ConvShape:
-    """The extents of a call of ``qc.conv2d`` in NHWC."""
+def conv_shape(call: relax.Call, data: tuple[int, ...] | None = None) -> ConvShape:
+    """The extents of a call of ``qc.conv2d`` in NHWC; ``data`` are those of its first operand, if it is a tuple."""
     attrs = call.attrs
     assert str(attrs["layout"]) == "NHWC"
-    n, h, w, c = dims(call.args[0])
+    n, h, w, c = data or dims(call.args[0])
     o, _, kh, kw = dims(call.args[1])
     return ConvShape(
         n, h, w, c, o, (kh, kw), ints(attrs["strides"]), ints(attrs["padding"]), ints(attrs["dilation"]),

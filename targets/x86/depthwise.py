@@ -77,10 +77,10 @@ def vectors(channels: int, lanes: int) -> int:
 
 
 def supports(shape: ConvShape, target: Target) -> bool:
-    """Whether the kernel exists: no padding, the instruction, channels that fill words, and a window of few taps."""
+    """Whether the kernel exists: no padding, the instruction, channels that fill words, and few taps."""
     window = shape.kernel[0] * shape.kernel[1]
     vnni = target.instruction == "vpdpbusd"
-    return vnni and not any(shape.padding) and shape.in_channels % 4 == 0 and 2 <= window <= 64
+    return vnni and not any(shape.padding) and shape.in_channels % 4 == 0 and window <= 64
 
 
 def pack_weight(weight: NDArray[np.int8], lanes: int) -> NDArray[np.int8]:
@@ -113,7 +113,7 @@ def _unpack(body: Body, a: Expr, b: Expr, size: int, element: int, high: bool) -
     return body.name(shuffle([a, b], order), "unpacked")
 
 
-def _words(body: Body, rows: Sequence[Expr], run: Run) -> list[Expr]:
+def words_of(body: Body, rows: Sequence[Expr], run: Run) -> list[Expr]:
     """Rows of bytes, at most four, as vectors of words, one for each vector of the run."""
     size = run.lanes * len(run.vectors)
     zero = broadcast(0, "uint8", size)
@@ -140,7 +140,7 @@ def _pack(pairs: Sequence[Expr], lanes: int) -> Expr:
     return tirx.call_llvm_pure_intrin(f"uint8x{4 * lanes}", bytes_, *halves)
 
 
-def _finished(body: Body, sums: Sequence[Expr], scales: Sequence[Expr], last: Requantization, lanes: int) -> Expr:  # fmt: skip
+def finished(body: Body, sums: Sequence[Expr], scales: Sequence[Expr], last: Requantization, lanes: int) -> Expr:  # fmt: skip
     """Accumulators of a run's vectors, bias included, as its bytes."""
     scaled = [total.astype(f"float32x{lanes}") * scale for total, scale in zip(sums, scales, strict=True)]
     if len(sums) == 1:
@@ -200,7 +200,7 @@ def depthwise_vnni(shape: ConvShape, last: Requantization, lanes: int, tile: int
                     body.name(tirx.BufferLoad(x, [image, i * sh + r * dh, first * sw + column, ramp]), "row")
                     for r in range(chunk * WORD, min(kh, chunk * WORD + WORD))
                 ]
-                words = _words(body, rows, run)
+                words = words_of(body, rows, run)
                 for j, q in taps:
                     for k, place in enumerate(places):
                         before = sums.get((j, k))
@@ -215,7 +215,7 @@ def depthwise_vnni(shape: ConvShape, last: Requantization, lanes: int, tile: int
                         sums[j, k] = body.name(product, "sum")
         for j in range(count):
             scales = [tirx.BufferLoad(multiplier, [p, tirx.Ramp(0, 1, run.lanes)]) for p in places]
-            done = _finished(body, [sums[j, k] for k in range(len(places))], scales, last, run.lanes)
+            done = finished(body, [sums[j, k] for k in range(len(places))], scales, last, run.lanes)
             body.add(tirx.BufferStore(out, done, [image, i, first + j, ramp]))
         return tirx.SeqStmt(body.statements)
 

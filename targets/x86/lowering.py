@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from qcompiler.targets.base import Target
-from qcompiler.targets.borders import QUANTIZE_TO_NHWC, Borders
+from qcompiler.targets.borders import CONV2D_OF_CONCAT, QUANTIZE_TO_NHWC, Borders
 from qcompiler.targets.cpu import channels, elementwise
 from qcompiler.targets.cpu.lowering import (
     Lowered,
@@ -28,7 +28,16 @@ from qcompiler.targets.cpu.lowering import (
 from qcompiler.targets.cpu.shapes import ConvShape, Kernel, ceil_div, unscheduled
 from qcompiler.targets.cpu.storage import UNSIGNED
 from qcompiler.targets.workload import Workload
-from qcompiler.targets.x86 import computes, decisions, depthwise, intrinsics, layouts, schedules, tables
+from qcompiler.targets.x86 import (
+    computes,
+    decisions,
+    depthwise,
+    intrinsics,
+    joined,
+    layouts,
+    schedules,
+    tables,
+)
 
 
 def _requantization(attrs: Any, magnitude: float) -> computes.Requantization:
@@ -203,6 +212,30 @@ def _lower_depthwise_vnni(
     return Lowered(workload, [call.args[0], constant(packed), *args], target.instruction)
 
 
+def lower_conv2d_of_concat(call: relax.Call, target: Target) -> Lowered | None:
+    """A depthwise 1x1 convolution of a tuple of tensors, concatenated: one kernel instead of several copies."""
+    fields = list(call.args[0].fields)
+    sources = [f.args[0] if isinstance(f, relax.Call) else f for f in fields]
+    *pixels, _ = dims(sources[0])
+    width = sum(dims(x)[-1] for x in sources)
+    shape = conv_shape(call, (*pixels, width))
+    plain = (shape.kernel, shape.strides) == ((1, 1), (1, 1)) and _is_depthwise_vnni(call, shape, target)
+    looked_up = any(isinstance(f, relax.Call) for f in fields)
+    if not plain or any(dims(x)[-1] % 4 for x in sources) or (looked_up and not target.has_vbmi):
+        return None
+    epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
+    assert epilogue.requantization is not None
+    pieces = [
+        joined.Piece(dims(x)[-1], isinstance(f, relax.Call)) for x, f in zip(sources, fields, strict=True)
+    ]
+    lanes = target.int32_lanes
+    kernel = joined.depthwise_of_concat(pixels, pieces, epilogue.requantization, lanes)
+    looked_in = [f.args[1] for f in fields if isinstance(f, relax.Call)]
+    weight = constant(depthwise.pack_weight(value(call.args[1]), lanes))
+    constants = [constant(depthwise.pack_channels(value(a), lanes)) for a in call.args[2:]]
+    return Lowered(kernel, [*sources, *looked_in, weight, *constants], target.instruction)
+
+
 def lower_dense(call: relax.Call, target: Target) -> Lowered:
     *batch, k = dims(call.args[0])
     o, _ = dims(call.args[1])
@@ -246,6 +279,7 @@ SHARED = Shared(UNSIGNED, _requantization, computes.bounded)
 LOWERINGS: dict[str, Lowering] = {
     **SHARED.lowerings,
     "qc.conv2d": lower_conv2d,
+    CONV2D_OF_CONCAT: lower_conv2d_of_concat,
     "qc.dense": lower_dense,
     "qc.lut": lower_lut,
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 from tvm import tirx
+from tvm.ir import Expr
 
 from qcompiler.targets.borders import NO_BORDER, Border, border_fills, sequence
 from qcompiler.targets.cpu.shapes import divisor_at_most, loop_kind
@@ -14,6 +15,17 @@ from qcompiler.targets.workload import mark_scheduled
 
 LOOKUP = 64
 """Bytes that one pair of byte permutations over two registers looks up."""
+
+
+def looked_up(table: tirx.Buffer, index: Expr) -> Expr:
+    """``LOOKUP`` bytes of a table of 256, by as many indices: two ``vpermi2b``, of which the top bit picks one."""
+    quarters = [tirx.BufferLoad(table, [tirx.Ramp(q * LOOKUP, 1, LOOKUP)]) for q in range(4)]
+    permute = "llvm.x86.avx512.vpermi2var.qi.512"
+    low, high = (
+        tirx.call_llvm_pure_intrin(f"uint8x{LOOKUP}", permute, quarters[k], index, quarters[k + 1])
+        for k in (0, 2)
+    )
+    return tirx.Select(index >= tirx.Broadcast(tirx.const(128, "uint8"), LOOKUP), high, low)
 
 
 def table_lookup(shape: Sequence[int], border: Border = NO_BORDER) -> tirx.PrimFunc:
@@ -45,14 +57,7 @@ def table_lookup(shape: Sequence[int], border: Border = NO_BORDER) -> tirx.PrimF
     if chunks:
         offset = (task * per_task + step) * LOOKUP
         index = tirx.BufferLoad(flat_x, [ramp(source + offset, LOOKUP)])
-        quarters = [tirx.BufferLoad(table, [tirx.Ramp(q * LOOKUP, 1, LOOKUP)]) for q in range(4)]
-        permute = "llvm.x86.avx512.vpermi2var.qi.512"
-        low, high = (
-            tirx.call_llvm_pure_intrin(f"uint8x{LOOKUP}", permute, quarters[k], index, quarters[k + 1])
-            for k in (0, 2)
-        )
-        in_high = index >= tirx.Broadcast(tirx.const(128, "uint8"), LOOKUP)
-        store = tirx.BufferStore(flat_out, tirx.Select(in_high, high, low), [ramp(target + offset, LOOKUP)])
+        store = tirx.BufferStore(flat_out, looked_up(table, index), [ramp(target + offset, LOOKUP)])
         inner = tirx.For(step, 0, per_task, tirx.ForKind.SERIAL, store)
         kind = many if rows == 1 else tirx.ForKind.SERIAL
         stores.append(tirx.For(task, 0, chunks // per_task, kind, inner))

@@ -16,7 +16,20 @@ from qcompiler.config import CompileConfig
 from qcompiler.errors import ConfigError
 from qcompiler.targets.registry import known
 
-COMMANDS = ["compile", "tune", "run", "evaluate", "bench", "profile", "verify", "inspect", "targets", "demo"]
+COMMANDS = [
+    "compile",
+    "tune",
+    "run",
+    "evaluate",
+    "bench",
+    "profile",
+    "verify",
+    "inspect",
+    "sign",
+    "export",
+    "targets",
+    "demo",
+]
 
 
 def parameters(command: object) -> set[str]:

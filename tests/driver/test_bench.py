@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import small_bundle
 import torch
 from torch import nn
 
 from qcompiler.driver import bench as module
-from qcompiler.driver import bench_worker
-from qcompiler.driver.bench import Timing, _with_ratio, bench
-from qcompiler.driver.data import Samples
-from qcompiler.driver.float_model import float_model
-from qcompiler.driver.peers import PEERS, Peer, by_name, pytorch
+from qcompiler.driver import bench_process
+from qcompiler.driver.bench import Timing, _sqnr, _with_ratio, bench
+from qcompiler.driver.peers import PEERS, Request, by_name, own, pytorch
+from qcompiler.driver.peers.base import Made, Stage
 from qcompiler.errors import BuildError, ConfigError
 
 
-def broken(*_arguments: object) -> Any:
-    raise RuntimeError("does not like it")
+def broken(request: Request, stage: Stage) -> Made:
+    raise RuntimeError("does not like it\nat all")
 
 
 def test_bundle_alone(small_bundle_path: Path) -> None:
@@ -32,6 +31,15 @@ def test_bundle_alone(small_bundle_path: Path) -> None:
     assert timing.median is not None
     assert timing.fastest is not None
     assert 0 < timing.fastest <= timing.median
+    assert timing.start_seconds == pytest.approx(
+        timing.import_seconds + timing.session_seconds + timing.first_seconds  # type: ignore[operator]
+    )
+    assert timing.baseline_bytes is not None
+    assert timing.imported_bytes is not None
+    assert timing.peak_bytes is not None
+    assert 0 < timing.baseline_bytes < timing.imported_bytes < timing.peak_bytes
+    assert timing.artifact_bytes is not None
+    assert timing.artifact_bytes >= (small_bundle_path / "model.so").stat().st_size
 
 
 def test_engines_are_known_by_their_names() -> None:
@@ -39,6 +47,9 @@ def test_engines_are_known_by_their_names() -> None:
         "torch": ["torch", "torch.compile"],
         "onnxruntime": ["onnxruntime"],
         "openvino": ["openvino"],
+        "inductor": ["inductor-x86", "inductor-pt2e"],
+        "executorch": ["executorch"],
+        "tvm": ["tvm"],
     }
     assert by_name("torch.compile") is pytorch.COMPILED
 
@@ -46,18 +57,25 @@ def test_engines_are_known_by_their_names() -> None:
 def test_absent_and_failing_engines_are_named(
     small_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Add(nn.Module):
-        def forward(self, x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            return x + 1
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.from_numpy(small_bundle.weights()))
+            self.register_buffer("constant", torch.from_numpy(small_bundle.constant()))
+
+        def forward(self, x: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = x.relu() @ self.weight + b
+            return y, y.relu(), x * 1, self.constant * 1, y.relu()
 
     path = tmp_path / "m.pt2"
-    torch.export.save(torch.export.export(Add(), (torch.zeros(4, 32), torch.zeros(64))), path)
-    np.savez(tmp_path / "c.npz", x=np.zeros((4, 32), np.float32), b=np.zeros(64, np.float32))
+    torch.export.save(torch.export.export(Small().eval(), (torch.zeros(4, 32), torch.zeros(64))), path)
+    x, b = small_bundle.inputs()
+    np.savez(tmp_path / "c.npz", x=x, b=b)
     peers = {
-        "torch": (replace(pytorch.EAGER, packages=("torch",)),),
-        "none": (Peer("none", "int8", ("package_that_is_not_there",), broken, broken),),
-        "broken": (Peer("broken", "int8", ("torch",), broken, broken),),
-        "unknown": (Peer("unknown", "int8", ("torch",), pytorch.prepare, broken),),
+        "torch": (pytorch.EAGER,),
+        "none": (replace(pytorch.EAGER, name="none", packages=("package_that_is_not_there",)),),
+        "broken": (replace(pytorch.EAGER, name="broken", prepare=broken),),
+        "unable": (replace(pytorch.EAGER, name="unable", session="pytorch:no_such_function"),),
     }
     monkeypatch.setattr(module, "PEERS", peers)
     result = bench(
@@ -68,23 +86,37 @@ def test_absent_and_failing_engines_are_named(
         calibration=tmp_path / "c.npz",
         rounds=1,
     )
-    own, eager, none, failed, unknown = result.timings
-    assert own.ratio == 1.0
+    ours, eager, none, failed, unable = result.timings
+    assert ours.ratio == 1.0
     assert eager.median is not None
+    assert eager.compile_seconds == sum(eager.stages.values()) > 0
+    assert eager.sqnr_db is not None
+    assert eager.sqnr_db > 100
     assert none.absent is not None
     assert none.absent.startswith("not installed: package_that_is_not_there")
     assert failed.absent == "cannot prepare this model: RuntimeError: does not like it"
-    # The process does not know the engine, as it has the real table of them.
-    assert unknown.absent is not None
-    assert "StopIteration" in unknown.absent
+    assert unable.absent is not None
+    assert "AttributeError" in unable.absent
+    assert "no_such_function" in unable.absent
 
 
 def test_bundle_that_cannot_run_is_an_error(small_bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_worker, "__name__", "module_that_is_not_there")
-    with pytest.raises(
-        BuildError, match="qcompiler with 1 threads failed: its process ended with status 1: "
-    ):
+    monkeypatch.setattr(own, "PEER", replace(own.PEER, session="own:no_such_function"))
+    with pytest.raises(BuildError, match="qcompiler with 1 threads failed: AttributeError"):
         bench(small_bundle_path, threads=[1], rounds=1)
+
+
+def test_process_that_ends_is_an_error(small_bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_process, "WORKER", small_bundle_path / "no_such_file.py")
+    with pytest.raises(BuildError, match=r"failed: its process ended with status 2: .*no_such_file"):
+        bench(small_bundle_path, threads=[1], rounds=1)
+
+
+def test_outputs_of_other_shapes_are_refused() -> None:
+    a, b = np.ones((2, 3)), np.ones((3, 2))
+    assert _sqnr([a], [a]) == math.inf
+    with pytest.raises(BuildError, match="shapes"):
+        _sqnr([a], [b])
 
 
 @pytest.mark.parametrize(
@@ -93,6 +125,7 @@ def test_bundle_that_cannot_run_is_an_error(small_bundle_path: Path, monkeypatch
         ({"against": ["tflite"]}, "unknown engine 'tflite'; known: torch, onnxruntime, openvino"),
         ({"against": ["torch"]}, "give --model and --calibration"),
         ({"rounds": 0}, "rounds is 0"),
+        ({"starts": -1}, "starts is -1"),
         ({"threads": [0]}, "threads is 0"),
     ],
 )
@@ -108,21 +141,3 @@ def test_ratio_is_to_the_bundle_with_as_many_threads() -> None:
         Timing("x", "", "int8", 2, median=2.0),
     ]
     assert [_with_ratio(row, rows).ratio for row in rows] == [1.0, 1.0, 4.0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
-def test_engines_compute_the_model(name: str, tmp_path: Path) -> None:
-    peer = by_name(name)
-    if any(importlib.util.find_spec(package) is None for package in peer.packages):
-        pytest.skip(f"{name} is not installed")
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
-    )
-    images = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
-    program = torch.export.export(network.eval(), (torch.from_numpy(images[:1]),))
-    model = peer.prepare(program, Samples((images,), None, 1, 16), tmp_path)
-    found = np.asarray(peer.session(model, 1)([images[:1]])[0]).reshape(5)
-    wanted = float_model(program)(images[:1])[0].reshape(5)
-    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,6 @@ import pytest
 import small_bundle
 
 from qcompiler import reference
-from qcompiler.driver import bundle
 from qcompiler.driver.bundle import REFERENCE_NAME
 from qcompiler.driver.verify import _Comparison, verify
 from qcompiler.errors import BundleError
@@ -24,9 +25,11 @@ def data(tmp_path: Path) -> Path:
 
 def with_reference(small: Path, folder: Path, seed: int) -> Path:
     """The small bundle with the reference of the weights of ``seed``; its library has those of seed 0."""
-    reference.save(small_bundle.module_before_kernels(seed), folder / REFERENCE_NAME)
-    files = {REFERENCE_NAME: folder / REFERENCE_NAME}
-    return bundle.write(folder / "bundle", small / "model.so", small_bundle.manifest(), files)
+    copy = shutil.copytree(small, folder / "bundle")
+    reference.save(small_bundle.module_before_kernels(seed), copy / REFERENCE_NAME)
+    added = {REFERENCE_NAME: "0" * 64}
+    small_bundle.rewrite(copy, lambda m: dataclasses.replace(m, files={**m.files, **added}), rehash=True)
+    return copy
 
 
 def test_equal_weights_pass(small_bundle_path: Path, data: Path, tmp_path: Path) -> None:

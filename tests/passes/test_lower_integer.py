@@ -11,7 +11,7 @@ from qcompiler import operators as qc
 from qcompiler.passes.graph import bindings
 from qcompiler.passes.lower_integer import LowerInteger
 from qcompiler.targets import registry
-from qcompiler.targets.borders import QUANTIZE_TO_NHWC
+from qcompiler.targets.borders import CONV2D_OF_CONCAT, QUANTIZE_TO_NHWC
 from qcompiler.targets.workload import Scheduled, Workload, default_schedule
 
 TARGET = registry.resolve("x86-avx2")
@@ -110,3 +110,68 @@ def test_quantization_of_an_nchw_input_writes_channels_last_itself() -> None:
     (binding,) = (b for b in bindings(after) if isinstance(b.value, relax.Call))
     assert binding.value.args[1].fields[0].same_as(after["main"].params[0])
     assert [layer.shape for layer in lower.layers] == [(1, 4, 5, 3)]
+
+
+PIXELS = ((1, 2, 3, 4), "uint8")
+
+
+def table(x: relax.Expr) -> relax.Call:
+    return qc.call("qc.lut", [x, const(np.arange(256, dtype=np.uint8))])
+
+
+def depthwise(x: relax.Expr, channels: int) -> relax.Call:
+    return qc.call(
+        "qc.conv2d",
+        [x, const(np.ones((channels, 1, 1, 1), np.int8)), const(np.zeros(channels, np.int32)),
+         const(np.ones(channels, np.float32))],
+        strides=[1, 1], padding=[0, 0, 0, 0], dilation=[1, 1], groups=channels, pad_value=0, zero_point=0, lo=0, hi=255,
+        residual_shift=0, out_dtype="uint8", accumulator_bound=255, layout="NHWC",
+    )  # fmt: skip
+
+
+def lower_pieces(call: relax.Call, _target: Any) -> Lowered:
+    sources = [p.args[0] if isinstance(p, relax.Call) else p for p in call.args[0].fields]
+    xs = [te.placeholder((1, 2, 3, 4), "uint8", name=f"x{k}") for k in range(len(sources))]
+    y = te.compute((1, 2, 3, 4 * len(xs)), lambda b, i, j, k: xs[0][b, i, j, k % 4], name="y")
+    return Lowered(te.create_prim_func([*xs, y]).without_attr("global_symbol"), sources)
+
+
+def concatenated(axis: int = 3) -> Any:
+    def build(emit, a, b):  # type: ignore[no-untyped-def]
+        joined = emit(relax.op.concat([a, emit(table(b))], axis=axis))
+        return depthwise(joined, 8 if axis == 3 else 4)
+
+    return build
+
+
+def test_a_convolution_reads_what_is_concatenated_for_it() -> None:
+    lower = LowerInteger(TARGET, {CONV2D_OF_CONCAT: lower_pieces})
+    after = lower(make(concatenated(), PIXELS, PIXELS))
+    assert operators(after) == ["relax.call_tir"]
+    (binding,) = (b for b in bindings(after) if isinstance(b.value, relax.Call))
+    given = list(binding.value.args[1].fields)
+    assert all(arg.same_as(param) for arg, param in zip(given, after["main"].params, strict=True))
+    (layer,) = lower.layers
+    assert (layer.operator, layer.shape, layer.macs) == (CONV2D_OF_CONCAT, (1, 2, 3, 8), 2 * 3 * 8)
+
+
+def test_a_concatenation_that_something_else_reads_stays() -> None:
+    def read_twice(emit, a, b):  # type: ignore[no-untyped-def]
+        joined = emit(relax.op.concat([a, b], axis=3))
+        return depthwise(joined, 8), table(joined)
+
+    for build in (read_twice, concatenated(axis=2)):
+        module = make(build, PIXELS, PIXELS)
+        assert_equal(LowerInteger(TARGET, {CONV2D_OF_CONCAT: lower_pieces})(module), module)
+    refused = make(concatenated(), PIXELS, PIXELS)
+    assert_equal(LowerInteger(TARGET, {CONV2D_OF_CONCAT: lambda call, target: None})(refused), refused)
+
+
+def test_a_table_that_something_else_reads_is_computed_once() -> None:
+    def build(emit, a, b):  # type: ignore[no-untyped-def]
+        looked_up = emit(table(b))
+        return depthwise(emit(relax.op.concat([a, looked_up], axis=3)), 8), looked_up
+
+    lower = LowerInteger(TARGET, {CONV2D_OF_CONCAT: lower_pieces})
+    after = lower(make(build, PIXELS, PIXELS))
+    assert operators(after) == ["qc.lut", "relax.call_tir"]

@@ -19,7 +19,8 @@ import numpy as np
 import tvm_ffi.libinfo
 from numpy.typing import NDArray
 
-from qcompiler.driver.cross.libraries import MACHINES, cache_folder, runtime_libraries
+from qcompiler.driver.cross.libraries import cache_folder, runtime_libraries
+from qcompiler.driver.machines import machine_of
 from qcompiler.errors import BuildError
 
 Array = NDArray[Any]
@@ -57,7 +58,7 @@ def find(family: str) -> Emulator:
     Raises:
         BuildError: it, or a library that it needs, is not installed.
     """
-    machine = MACHINES[family]
+    machine = machine_of(family).name
     names = (f"qemu-{machine}-static", f"qemu-{machine}")
     qemu = next((path for path in map(shutil.which, names) if path), None)
     if qemu is None:
@@ -77,6 +78,7 @@ def find(family: str) -> Emulator:
 def run(
     library: Path,
     samples: Sequence[Sequence[Array]],
+    constants: Sequence[Array] = (),
     *,
     family: str,
     cpu: str = "max",
@@ -88,6 +90,7 @@ def run(
     Args:
         library: the model's shared library.
         samples: for every run, the arrays of the inputs.
+        constants: the arguments that follow the inputs, the same for every run.
         family: family of the target that it was compiled for.
         cpu: QEMU's name of the processor; it traps on instructions that the processor lacks.
         threads: threads of a run.
@@ -107,8 +110,8 @@ def run(
             os.symlink(path, Path(folder) / Path(name).name)
         request, response = Path(folder) / "request", Path(folder) / "response"
         with request.open("wb") as file:
-            file.write(struct.pack("<II", len(samples), len(samples[0]) if samples else 0))
-            for arrays in samples:
+            file.write(struct.pack("<III", len(samples), len(samples[0]) if samples else 0, len(constants)))
+            for arrays in (constants, *samples):
                 for array in arrays:
                     file.write(_head(array))
                     file.write(np.ascontiguousarray(array).tobytes())
@@ -158,11 +161,11 @@ def _parse(data: bytes) -> list[list[Array]]:
 @functools.cache
 def _runner(family: str) -> Path:
     """The program that loads a library under emulation, compiled once and kept in the cache folder."""
-    machine = MACHINES[family]
+    machine = machine_of(family)
     libraries = runtime_libraries(family)
     options = [
         "-target",
-        f"{machine}-linux-gnu.2.28",
+        machine.triple,
         "-O1",
         "-s",
         "-Wl,--no-as-needed",
@@ -170,7 +173,7 @@ def _runner(family: str) -> Path:
     ]
     made_of = [_RUNNER.read_text(encoding="utf-8"), *options, *(str(p) for p in libraries.values())]
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
-    path = cache_folder() / f"runner-{machine}-{digest}"
+    path = cache_folder() / f"runner-{machine.name}-{digest}"
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +187,6 @@ def _runner(family: str) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode != 0:
         said = " | ".join((result.stderr or result.stdout).strip().splitlines()[-3:])
-        raise BuildError(f"compiling {_RUNNER.name} for {machine} failed: {said}")
+        raise BuildError(f"compiling {_RUNNER.name} for {machine.name} failed: {said}")
     partial.replace(path)
     return path

@@ -15,15 +15,11 @@ from pathlib import Path
 import tvm_ffi.libinfo
 from tvm import libinfo
 
+from qcompiler.driver.machines import Machine, machine_of
 from qcompiler.errors import BuildError
 from qcompiler.runtime.manifest import FFI_LIBRARY_NAME, RUNTIME_LIBRARY_NAME
 
-MACHINES = {"x86": "x86_64", "arm": "aarch64"}
-"""The machine, as ``platform.machine`` names it, of every family of targets."""
-
 _PACKAGES = {RUNTIME_LIBRARY_NAME: "apache-tvm", FFI_LIBRARY_NAME: "apache-tvm-ffi"}
-_GLIBC = "manylinux_2_28"
-"""The wheels' platform, without the machine: what the linked libraries need of the C library is older."""
 
 
 def cache_folder() -> Path:
@@ -41,8 +37,8 @@ def runtime_libraries(family: str) -> dict[str, Path]:
     Raises:
         BuildError: they are not in the cache and cannot be downloaded.
     """
-    machine = MACHINES[family]
-    if machine == platform.machine():
+    machine = machine_of(family)
+    if machine.name == platform.machine():
         return {
             RUNTIME_LIBRARY_NAME: Path(libinfo.find_libtvm_runtime()),
             FFI_LIBRARY_NAME: Path(tvm_ffi.libinfo.find_libtvm_ffi()),
@@ -50,24 +46,24 @@ def runtime_libraries(family: str) -> dict[str, Path]:
     return {name: _foreign(name, package, machine) for name, package in _PACKAGES.items()}
 
 
-def _foreign(name: str, package: str, machine: str) -> Path:
+def _foreign(name: str, package: str, machine: Machine) -> Path:
     """Library ``name`` of the wheel of ``package`` for ``machine``, in the installed version."""
     version = importlib.metadata.version(package)
-    path = cache_folder() / f"{package}-{version}-{machine}" / Path(name).name
+    path = cache_folder() / f"{package}-{version}-{machine.name}" / Path(name).name
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         command = [
             sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-            "--only-binary=:all:", f"--platform={_GLIBC}_{machine}", f"--dest={folder}", f"{package}=={version}",
+            "--only-binary=:all:", f"--platform={machine.wheel_tag}", f"--dest={folder}", f"{package}=={version}",
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if result.returncode != 0 or not wheels:
             said = (result.stderr or result.stdout).strip().splitlines()
             raise BuildError(
-                f"a bundle for {machine} holds {path.name} of {package} {version}, which is not in {path.parent} "
+                f"a bundle for {machine.name} holds {path.name} of {package} {version}, which is not in {path.parent} "
                 f"and could not be downloaded: {said[-1] if said else 'pip gave no wheel'}; connect to a package "
                 f"index and compile again, or put the library of that wheel into {path.parent}"
             )

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from qcompiler import runtime
 from qcompiler.driver.cross import emulator
-from qcompiler.driver.cross.libraries import MACHINES
+from qcompiler.driver.machines import MACHINES
 from qcompiler.runtime import Manifest, TensorSpec
 from qcompiler.runtime.inputs import Array, order_inputs, to_array
+from qcompiler.runtime.library import map_constants
 from qcompiler.runtime.manifest import LIBRARY_NAME
 from qcompiler.runtime.threads import check_threads
 
@@ -33,6 +34,7 @@ class EmulatedModel:
         self.threads = threads
         self.cpu = emulated_cpu(manifest)
         self._library = bundle / LIBRARY_NAME
+        self._constants = map_constants(bundle, manifest)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -57,12 +59,21 @@ class EmulatedModel:
             for sample in samples
         ]
         family = str(self.manifest.target["family"])
-        results = emulator.run(self._library, checked, family=family, cpu=self.cpu, threads=self.threads)
+        results = emulator.run(
+            self._library, checked, self._constants, family=family, cpu=self.cpu, threads=self.threads
+        )
         return [tuple(arrays) for arrays in results]
 
 
-def open_bundle(bundle: Path, threads: int | None) -> runtime.Model | EmulatedModel:
+def open_bundle(
+    bundle: Path, threads: int | None, *, require_signature: Path | None = None
+) -> runtime.Model | EmulatedModel:
     """A bundle to run: loaded, or emulated where it is for another architecture.
+
+    Args:
+        bundle: the bundle's folder.
+        threads: threads of one run; all physical cores if not given.
+        require_signature: a public key; the bundle must be signed by its owner.
 
     Raises:
         BundleError: it is damaged.
@@ -71,10 +82,12 @@ def open_bundle(bundle: Path, threads: int | None) -> runtime.Model | EmulatedMo
     """
     manifest = runtime.read_manifest(bundle)
     family = str(manifest.target["family"])
-    if MACHINES.get(family, platform.machine()) == platform.machine():
-        return runtime.load(bundle, threads)
+    machine = MACHINES.get(family)
+    if machine is None or machine.name == platform.machine():
+        return runtime.load(bundle, threads, require_signature=require_signature)
     emulator.find(family)
-    return EmulatedModel(bundle, runtime.verify(bundle), check_threads(threads))
+    manifest = runtime.verify(bundle, require_signature=require_signature)
+    return EmulatedModel(bundle, manifest, check_threads(threads))
 
 
 def run_many(

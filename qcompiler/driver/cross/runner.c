@@ -1,6 +1,6 @@
 /* Runs a model library on inputs given in a file: runner MODEL.so REQUEST RESPONSE.
  *
- * REQUEST:  u32 runs, u32 inputs of a run; then every tensor of every run.
+ * REQUEST:  u32 runs, u32 inputs of a run, u32 constants; then every constant, and every input of every run.
  * RESPONSE: u32 runs, u32 outputs of a run; then every tensor of every run.
  * A tensor: u32 code, bits and rank, i64 extents, and its bytes. Numbers are little-endian.
  * The exit status is 0, or 1 with the reason on standard error.
@@ -148,13 +148,14 @@ int main(int argc, char** argv) {
   if (request == NULL) fail("%s cannot be read", argv[2]);
   FILE* response = fopen(argv[3], "wb");
   if (response == NULL) fail("%s cannot be written", argv[3]);
-  uint32_t head[2];
+  uint32_t head[3];
   read_all(request, head, sizeof head);
-  uint32_t runs = head[0], count = head[1];
-  TVMFFIAny* inputs = calloc(count + 1, sizeof *inputs);
+  uint32_t runs = head[0], count = head[1], constants = head[2];
+  TVMFFIAny* inputs = calloc((size_t)count + constants + 1, sizeof *inputs);
+  for (uint32_t k = 0; k < constants; k++) inputs[count + k] = read_tensor(request);
   for (uint32_t run = 0; run < runs; run++) {
     for (uint32_t k = 0; k < count; k++) inputs[k] = read_tensor(request);
-    TVMFFIAny result = call(entry, inputs, (int)count, "main");
+    TVMFFIAny result = call(entry, inputs, (int)(count + constants), "main");
     const TVMFFIAny* outputs = &result;
     uint32_t produced = 1;
     if (result.type_index == kTVMFFIArray) {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from qcompiler.driver.peers import onnx_runtime, openvino, pytorch
-from qcompiler.driver.peers.base import Peer, Session
+from qcompiler.driver.peers import executorch, inductor, onnx_runtime, openvino, pytorch, tvm_stock
+from qcompiler.driver.peers.base import Peer, PeerOptions, Request
 
 PEERS: dict[str, tuple[Peer, ...]] = {
     "torch": (pytorch.EAGER, pytorch.COMPILED),
     "onnxruntime": (onnx_runtime.PEER,),
     "openvino": (openvino.PEER,),
+    "inductor": (inductor.X86, inductor.OURS),
+    "executorch": (executorch.PEER,),
+    "tvm": (tvm_stock.PEER,),
 }
 """Engines by the name that ``--against`` takes."""
 
@@ -18,4 +21,4 @@ def by_name(name: str) -> Peer:
     return next(peer for peers in PEERS.values() for peer in peers if peer.name == name)
 
 
-__all__ = ["PEERS", "Peer", "Session", "by_name"]
+__all__ = ["PEERS", "Peer", "PeerOptions", "Request", "by_name"]

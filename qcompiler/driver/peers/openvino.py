@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from qcompiler.driver.peers.base import Made, Peer, Request, Stage, size_of
 
-from qcompiler.driver.data import Samples
-from qcompiler.driver.peers.base import Peer, Session
+SETTINGS = {
+    "quantization": "nncf.quantize with the preset PERFORMANCE (symmetric) over all calibration runs",
+    "session": "PERFORMANCE_HINT=LATENCY, NUM_STREAMS=1, INFERENCE_NUM_THREADS = threads; inputs and outputs shared "
+    "with NumPy; precision of float operators is the plugin's choice (bf16 where the CPU has it)",
+    "cache": "CACHE_DIR beside the model: a session loads what the first one compiled",
+}
 
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
-
-def prepare(program: ExportedProgram, calibration: Samples, folder: Path) -> Path:
-    """Converts the model and quantizes it."""
+def prepare(request: Request, stage: Stage) -> Made:
+    """Converts the model, quantizes it, and compiles it once into the cache of each number of threads."""
     import nncf
     import openvino
 
-    model = openvino.convert_model(program)
-    dataset = nncf.Dataset([list(inputs) for _, inputs in calibration.batches()])
-    quantized = nncf.quantize(model, dataset, subset_size=calibration.runs)
-    path = folder / "model.xml"
-    openvino.save_model(quantized, path)
-    return path
+    from qcompiler.driver.peers.sessions import openvino as session
+
+    program = request.load()
+    with stage("export"):
+        model = openvino.convert_model(program)
+    with stage("quantize"):
+        dataset = nncf.Dataset([list(inputs) for _, inputs in request.samples.batches()])
+        quantized = nncf.quantize(
+            model,
+            dataset,
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=request.samples.runs,
+        )
+        path = request.folder / "model.xml"
+        openvino.save_model(quantized, path)
+    with stage("compile"):
+        for threads in request.threads:
+            session.open_session(str(path), threads)
+    return request.for_all_threads(path, size_of(path, path.with_suffix(".bin")))
 
 
-def session(model: Path, threads: int) -> Session:
-    import openvino
-
-    options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
-    compiled = openvino.Core().compile_model(model, "CPU", options)
-
-    def run(inputs: Any) -> Any:
-        return compiled(list(inputs), share_inputs=True, share_outputs=True)
-
-    return run
-
-
-PEER = Peer("openvino", "int8", ("openvino", "nncf"), prepare, session)
+PEER = Peer("openvino", "int8", ("openvino", "nncf"), prepare, "openvino:open_session", SETTINGS)
