@@ -1,4 +1,4 @@
-"""``qcompile profile``: the time of every operator."""
+"""``qcompile profile``: the time of every operator, or an estimate of every inner loop."""
 
 from __future__ import annotations
 
@@ -27,12 +27,22 @@ def command(
             show_default=False,
         ),
     ] = None,
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static",
+            help="Run nothing: estimate the inner loops from the machine code, for a bundle of any architecture.",
+        ),
+    ] = False,
     require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Shows time, GMAC/s and share of the chip's peak for every operator."""
     with guarded(traceback):
+        if static:
+            _show_static(bundle, require_signature, data=data, threads=threads, peak=peak, json=json)
+            return
         from qcompiler import report
         from qcompiler.driver.profile import profile
 
@@ -65,3 +75,48 @@ def command(
             report.table(f"One run of {bundle} with {result.threads} threads", columns, rows),
             f"Peak: {report.gmacs(result.peak)} ({result.peak_source}).",
         )
+
+
+def _show_static(
+    bundle: Path, require_signature: Path | None, *, data: Path | None, threads: int | None, peak: float | None, json: bool
+) -> None:  # fmt: skip
+    from qcompiler import report
+    from qcompiler.driver.static_profile import static_profile
+    from qcompiler.errors import ConfigError
+
+    for option, given in (("--data", data), ("--threads", threads), ("--peak", peak)):
+        if given is not None:
+            raise ConfigError(f"{option} is for a run, and --static runs nothing; leave one of them out")
+    result = static_profile(bundle, require_signature=require_signature)
+    if json:
+        emit_json(result)
+        return
+    rows = [
+        (
+            row.name,
+            row.operator,
+            row.instruction,
+            f"{row.macs / 1e6:.1f}",
+            f"{row.loop_instructions}",
+            f"{row.loop_macs}",
+            report.percent(row.bound_share),
+            "-" if row.macs_per_cycle is None else f"{row.macs_per_cycle:.1f}",
+            report.percent(row.peak_share),
+        )
+        for row in result.rows
+    ]
+    columns = [
+        "name", "operator", "instruction", ">10^6 MAC", ">instructions", ">MAC", ">bound", ">MAC/cycle", ">of the peak",
+    ]  # fmt: skip
+    methods = sorted({row.method for row in result.rows if row.method is not None})
+    how = (
+        f"MAC/cycle: {', '.join(methods)}."
+        if methods
+        else "MAC/cycle: needs llvm-mca 17 or later on the PATH."
+    )
+    report.show(
+        report.table(f"Inner loops of {bundle}, one turn each, estimated", columns, rows),
+        f"Peak of {result.target}: {result.peak} MAC/cycle and core. Bound: the busiest of the core's units, were it "
+        f"never to wait. {how}",
+        "An estimate, not a measurement: every load is taken for a hit in the level-1 cache.",
+    )

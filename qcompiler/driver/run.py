@@ -73,8 +73,8 @@ def run(
                 spec.name,
                 spec.dtype,
                 array.shape,
-                float(array.min(initial=np.inf)),
-                float(array.max(initial=-np.inf)),
+                float(array.min()) if array.size else np.inf,
+                float(array.max()) if array.size else -np.inf,
                 float(array.mean()) if array.size else 0.0,
             )
             for spec, array in zip(model.outputs, outputs, strict=True)

@@ -57,15 +57,19 @@ class StaticProfile:
     peak: int
 
 
-def static_profile(bundle: Path) -> StaticProfile:
+def static_profile(bundle: Path, *, require_signature: Path | None = None) -> StaticProfile:
     """Estimates the inner loop of every layer; nothing runs, and the bundle may be for any architecture.
+
+    Args:
+        bundle: the bundle's folder.
+        require_signature: a public key; the bundle must be signed by its owner.
 
     Raises:
         BundleError: the bundle is damaged.
         BuildError: its library cannot be disassembled.
         TargetError: its target is not known here.
     """
-    manifest = runtime.verify(bundle)
+    manifest = runtime.verify(bundle, require_signature=require_signature)
     target = registry.resolve(manifest.target_name)
     library = bundle / LIBRARY_NAME
     kernels = kernel_functions(library)

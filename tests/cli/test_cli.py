@@ -173,6 +173,21 @@ def test_profile(qcompile: Command, compiled: Compiled) -> None:
     assert "Peak: 100.0 GMAC/s (given)." in text
 
 
+def test_static_profile(qcompile: Command, compiled: Compiled) -> None:
+    out = qcompile("profile", compiled.bundle, "--static").out
+    for word in (
+        "Inner loops of",
+        "vpmaddwd",
+        "Peak of x86-avx2: 32 MAC/cycle",
+        "An estimate, not a measurement",
+    ):
+        assert word in out
+    rows = json.loads(qcompile("profile", compiled.bundle, "--static", "--json").out)["rows"]
+    assert rows
+    assert all(0 < row["bound_share"] <= 1 for row in rows)
+    assert "--threads is for a run" in qcompile("profile", compiled.bundle, "--static", "--threads", 1).err
+
+
 def test_profile_measures_the_peak_of_this_machine(qcompile: Command, compiled: Compiled) -> None:
     result = json.loads(qcompile("profile", compiled.bundle, "--threads", 1, "--repeat", 1, "--json").out)
     hertz = result["peak"] / 32

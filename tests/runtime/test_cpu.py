@@ -59,3 +59,10 @@ def test_message_without_a_target_that_runs(cpuinfo: Path) -> None:
 def test_other_architecture_is_refused(cpuinfo: Path) -> None:
     with pytest.raises(CpuError, match=r"bundle is for arm Linux \(target t\); this machine is x86_64"):
         check_cpu(manifest(family="arm"), cpuinfo)
+
+
+def test_features_of_arm_are_read(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor : 0\nFeatures : fp asimd asimddp\nprocessor : 1\nFeatures : fp asimd\n"
+    )
+    assert cpu_features(tmp_path / "cpuinfo") == {"fp", "asimd"}

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from qcompiler.errors import TargetError
-from qcompiler.targets import registry
+from qcompiler.targets import arm, registry
+from qcompiler.targets.arm import features as arm_features
 from qcompiler.targets.base import Target
 from qcompiler.targets.host import Host, read_host
 from qcompiler.targets.registry import known, llvm_features, resolve, to_tvm
 from qcompiler.targets.x86 import AVX2, AVX512, AVX512_VNNI, AVX_VNNI, MCPU_ALIASES, ZNVER4
-from qcompiler.targets.x86.features import CPUINFO_NAMES, cpuinfo_features
+from qcompiler.targets.x86 import features as x86_features
+from qcompiler.targets.x86.features import cpuinfo_features
 
 TABLE = [
     # name, instruction, bits, registers, MACs a cycle, microarchitecture
@@ -36,6 +38,17 @@ TABLE = [
     ("x86-znver3", "vpmaddwd", 256, 16, 32, "zen3"),
     ("x86-znver4", "vpdpbusd", 512, 32, 64, "zen4"),
     ("x86-znver5", "vpdpbusd", 512, 32, 128, "zen5"),
+    ("arm-i8mm", "smmla", 128, 32, 64, "aarch64"),
+    ("arm-dotprod", "sdot", 128, 32, 32, "aarch64"),
+    ("arm-neon", "smull", 128, 32, 8, "aarch64"),
+    ("arm-cortex-a53", "smull", 128, 32, 8, "aarch64"),
+    ("arm-cortex-a55", "sdot", 128, 32, 16, "armv8.2a"),
+    ("arm-cortex-a72", "smull", 128, 32, 8, "cortex_a72"),
+    ("arm-cortex-a76", "sdot", 128, 32, 32, "armv8.2a"),
+    ("arm-cortex-a710", "smmla", 128, 32, 64, "armv9.0a"),
+    ("arm-neoverse-n1", "sdot", 128, 32, 32, "neoverse_n1"),
+    ("arm-neoverse-v1", "smmla", 128, 32, 128, "neoverse_v1"),
+    ("arm-apple-m1", "sdot", 128, 32, 64, "m1"),
 ]
 
 UNASKED = {
@@ -49,6 +62,17 @@ UNASKED = {
 
 ``crc32`` is a part of SSE4.2.
 """
+ARM_UNASKED = {
+    "CONTEXTIDREL2", "aes", "am", "bti", "ccdp", "ccidx", "ccpp", "crc", "dit", "el2vmsa", "el3", "ete", "fpac", "fptoint",
+    "jsconv", "lor", "mpam", "mte", "nv", "pan", "pan-rwv", "pauth", "perfmon", "predres", "rand", "ras", "sb", "sel2",
+    "sha2", "sm4", "spe", "specrestrict", "ssbs", "sve-bitperm", "tlb-rmi", "tracev8.4", "trbe", "uaops", "vh",
+}  # fmt: skip
+"""LLVM features of 64-bit ARM that code never uses unless it names their instructions."""
+ARM_TUNING = (
+    "a53", "a55", "a7", "addr-lsl-", "aggressive-", "alternate-", "alu-lsl-", "apple-", "arith-", "balance-", "cmp-bcc-",
+    "disable-", "enable-", "fuse-", "max-interleave-", "neoverse", "no-", "predictable-", "store-pair-", "use-", "v8", "v9",
+    "zcm-", "zcz-",
+)  # fmt: skip
 TUNING = (
     "allow-", "branchfusion", "erms", "false-deps-", "fast-", "faster-", "fsrm", "idivq-", "macrofusion",
     "no-bypass-", "prefer-", "sbb-dep-", "slow-", "tuning-", "vzeroupper",
@@ -70,12 +94,32 @@ def test_table_of_targets() -> None:
 @pytest.mark.parametrize("target", known(), ids=ids)
 def test_requirements_are_what_llvm_may_use(target: Target) -> None:
     features = llvm_features(target)
-    assert set(target.required_features) == set(cpuinfo_features(features))
-    unclassified = {f for f in features - UNASKED - CPUINFO_NAMES.keys() if not f.startswith(TUNING)}
+    family, unasked, tuning = {
+        "x86": (x86_features, UNASKED, TUNING),
+        "arm": (arm_features, ARM_UNASKED, ARM_TUNING),
+    }[target.family]
+    assert set(target.required_features) == set(family.cpuinfo_features(features))
+    unclassified = {f for f in features - unasked - family.CPUINFO_NAMES.keys() if not f.startswith(tuning)}
     assert not unclassified, "name them in CPUINFO_NAMES if code may use them, else here"
 
 
-@pytest.mark.parametrize("target", known(), ids=ids)
+X86 = [t for t in known() if t.family == "x86"]
+ARM = [t for t in known() if t.family == "arm"]
+
+
+@pytest.mark.parametrize("target", ARM, ids=ids)
+def test_arm_description_agrees_with_llvm_and_archspec(target: Target) -> None:
+    from archspec.cpu import TARGETS
+
+    features = llvm_features(target)
+    assert ("i8mm" in features) == (target.instruction == "smmla")
+    assert ("dotprod" in features) == (target.instruction in ("sdot", "smmla"))
+    assert target.microarchitecture in TARGETS
+    assert target.activations == "int8"
+    assert target.opt_level == 2
+
+
+@pytest.mark.parametrize("target", X86, ids=ids)
 def test_description_agrees_with_llvm_and_archspec(target: Target) -> None:
     from archspec.cpu import TARGETS
 
@@ -175,6 +219,16 @@ def test_native_of_an_unlisted_chip_is_the_fastest_generic_target() -> None:
 
 def test_native_of_a_chip_with_a_relative() -> None:
     assert registry._native(host((*AVX2.required_features, "pclmulqdq")), "broadwell").name == "x86-haswell"
+
+
+def test_native_on_arm() -> None:
+    n1 = Host("aarch64", frozenset(arm.NEOVERSE_N1.required_features), None, None)
+    assert registry._native(n1, "neoverse-n1") == arm.NEOVERSE_N1
+    assert registry._native(n1, "tomorrow-n9") == arm.DOTPROD
+    with pytest.raises(
+        TargetError, match=r"no target for this machine \(riscv64\); native is known on x86_64 and aarch64"
+    ):
+        registry._native(Host("riscv64", frozenset(), None, None), "generic-rv64")
 
 
 def test_native_on_an_old_processor_is_refused() -> None:
