@@ -101,7 +101,11 @@ def prepare_all(job: Job, engines: Sequence[Peer], deadline: float) -> None:
             return
         begin = time.perf_counter()
         artifact = prepare(peer, job.source(), job.folder / peer.name)
-        state = f"absent: {artifact.absent}" if artifact.absent else f"compiled in {artifact.seconds or math.nan:.1f} s"
+        state = (
+            f"absent: {artifact.absent}"
+            if artifact.absent
+            else f"compiled in {artifact.seconds or math.nan:.1f} s"
+        )
         print(
             f"{job.network} batch {job.batch} {peer.name}: {state} ({time.perf_counter() - begin:.1f} s)",
             flush=True,
