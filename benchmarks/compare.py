@@ -123,7 +123,10 @@ def measure_cell(job: Job, threads: int, artifacts: Sequence[Artifact], argument
         expected=job.expected(),
     )
     if result.busy:
-        print(f"Other programs kept {result.others:.2f} cores busy: this cell is to be measured again")
+        print(
+            f"The machine was not idle (other programs: {result.others:.2f} cores; the median round took "
+            f"{result.spread:.2f} times the fastest): this cell is to be measured again"
+        )
     own_row = next((t for t in result.timings if t.engine == own.OWN), None)
     for timing in result.timings:
         speed = "absent" if timing.median is None else f"{timing.median * 1e3:.3f} ms"
@@ -142,6 +145,7 @@ def measure_cell(job: Job, threads: int, artifacts: Sequence[Artifact], argument
             "starts": result.starts,
             "cpu": result.cpu,
             "others": result.others,
+            "spread": result.spread,
             "busy": result.busy,
             "date": datetime.date.today().isoformat(),
         }

@@ -20,7 +20,8 @@ Record = dict[str, Any]
 
 ``model``, ``batch``, ``threads``: the cell. ``engine``: its engine. ``own_median``: seconds of our own engine in the same
 rounds, which ``ratio`` refers to. ``stamp``: hash of our compiler's files. ``rounds``, ``starts``, ``cpu``, ``date``: how,
-where and when. ``others``: cores that other programs kept busy meanwhile; ``busy``: too many, the times are of no use.
+where and when. ``others``, ``spread``, ``busy``: how idle the machine
+was, as in :class:`qcompiler.driver.bench.BenchResult`.
 """
 
 

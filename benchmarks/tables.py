@@ -62,11 +62,11 @@ def markdown(records: Sequence[Record]) -> str:
 def _disturbed(records: Sequence[Record]) -> str:
     """Cells that have to be measured again."""
     places = dict.fromkeys(
-        f"{label(r['model'])} batch {r['batch']}, {_threads(r['threads'])} ({r['others']:.2f} cores)"
+        f"{label(r['model'])} batch {r['batch']}, {_threads(r['threads'])} ({r['others']:.2f} cores, {r['spread']:.2f} times the fastest round)"
         for r in records
         if r["busy"]
     )
-    return f"**Disturbed by other programs, to be measured again:** {'; '.join(places)}." if places else ""
+    return f"**The machine was not idle, to be measured again:** {'; '.join(places)}." if places else ""
 
 
 def _latency(records: Sequence[Record], batch: int, threads: int) -> str:

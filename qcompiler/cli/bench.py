@@ -84,5 +84,8 @@ def command(
         title = f"One run on {result.cpu}, {result.rounds} rounds"
         parts: list[RenderableType] = [report.table(title, columns, rows)]
         if result.busy:
-            parts.append(f"Other programs kept {result.others:.2f} cores busy: measure again without them.")
+            parts.append(
+                f"The machine was not idle (other programs: {result.others:.2f} cores; the median round took "
+                f"{result.spread:.2f} times the fastest): measure again."
+            )
         report.show(*parts)

@@ -35,6 +35,10 @@ from qcompiler.runtime.threads import check_threads
 SETTLE_SECONDS = 0.05
 """Pause before each turn, in which the threads of the one before it stop waiting at full speed."""
 
+UNSTEADY = 1.12
+"""Median over fastest round of the median engine: above it something that is no program here, such as another guest of
+a virtual machine's host, slowed many rounds down."""
+
 BUSY_CORES = 0.08
 """Share of a core that other programs may take: above it they delay an engine that uses all cores noticeably."""
 
@@ -108,9 +112,15 @@ class BenchResult:
     timings: tuple[Timing, ...]
 
     @property
+    def spread(self) -> float:
+        """The median over the engines of their median round as a multiple of their fastest; 1 if none ran."""
+        ratios = [t.median / t.fastest for t in self.timings if t.median is not None and t.fastest]
+        return statistics.median(ratios) if ratios else 1.0
+
+    @property
     def busy(self) -> bool:
-        """Other programs were running: timings are too long, and not the same for all."""
-        return self.others > BUSY_CORES
+        """The machine was not idle: timings are too long, and not the same for all."""
+        return self.others > BUSY_CORES or self.spread > UNSTEADY
 
 
 def bench(

@@ -109,7 +109,8 @@ def prepare(peer: Peer, source: Source, folder: Path) -> Artifact:
     if kept is not None and kept.absent is None:
         return kept
     mark = folder / KEY
-    resumed = mark.exists() and mark.read_text(encoding="utf-8") == key
+    interrupted = mark.exists() and not (folder / RECORD).exists()
+    resumed = interrupted and mark.read_text(encoding="utf-8") == key
     if folder.exists() and not resumed:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

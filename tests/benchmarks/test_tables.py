@@ -47,8 +47,11 @@ def test_absent_engines_have_a_row_with_the_reason() -> None:
 
 
 def test_disturbed_cells_are_named() -> None:
-    disturbed = [record("qcompiler", "resnet18", 0.01, 1.0, busy=True, others=0.5)]
-    assert "to be measured again:** ResNet-18 batch 1, 1 thread (0.50 cores)." in markdown(disturbed)
+    disturbed = [record("qcompiler", "resnet18", 0.01, 1.0, busy=True, others=0.5, spread=1.1)]
+    assert (
+        "to be measured again:** ResNet-18 batch 1, 1 thread (0.50 cores, 1.10 times the fastest round)."
+        in markdown(disturbed)
+    )
     assert "measured again" not in markdown(RECORDS)
 
 

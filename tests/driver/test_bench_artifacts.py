@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompiler.driver.bench_artifacts import Source, described, prepare, prepared
+from qcompiler.driver.bench_artifacts import RECORD, Source, described, prepare, prepared
 from qcompiler.driver.data import Samples
 from qcompiler.driver.peers.base import Made, Peer, PeerOptions, Request, Stage, size_of
 from qcompiler.errors import ConfigError
@@ -68,6 +68,20 @@ def test_process_that_ends_leaves_its_last_words(source: Source, tmp_path: Path)
     assert artifact.absent == "cannot prepare this model: its process ended with status 3: something dreadful"
     assert prepared(replace(PEER, prepare=end), source, tmp_path / "fake").absent == artifact.absent
     assert prepare(PEER, source, tmp_path / "fake").absent is None, "an engine that failed is tried again"
+
+
+def test_interrupted_preparation_finds_what_it_left(source: Source, tmp_path: Path) -> None:
+    folder = tmp_path / "fake"
+    assert prepare(PEER, source, folder).stages
+    (folder / RECORD).unlink()
+    (folder / "half").write_text("done")
+    again = prepare(PEER, source, folder)
+    assert (again.absent, again.seconds) == (None, None), "it is not known what it took before"
+    assert (folder / "half").exists()
+    (folder / RECORD).unlink()
+    changed = replace(PEER, settings={"how": "better"})
+    assert prepare(changed, source, folder).stages
+    assert not (folder / "half").exists(), "what another one left is gone"
 
 
 def test_options_are_checked(tmp_path: Path) -> None:

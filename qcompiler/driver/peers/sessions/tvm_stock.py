@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+_CPU, _DEVICE, _POOLED = 1, 0, 2
+"""The virtual machine's device (DLPack's code of the CPU) and its allocator, the default."""
+
 
 def import_engine() -> None:
     # The runtime library alone: the compiler's, of 259 MB, is of no use to a library that is compiled.
@@ -23,10 +26,9 @@ def open_session(model: str, threads: int) -> Callable[[Sequence[Any]], Sequence
 
     # -1: any cores. Without this TVM takes half of what it sees.
     tvm.get_global_func("runtime.config_threadpool")(-1, threads)
-    # tvm.relax, whose VirtualMachine does the same, cannot be imported without the compiler.
-    machine = tvm.runtime.load_module(model)["vm_load_executable"]()
-    cpu, first_device, pooled = 1, 0, 2
-    machine["vm_initialization"](cpu, first_device, pooled)
+    # What relax.VirtualMachine does; tvm.relax itself needs the compiler's library.
+    machine: Any = tvm.runtime.load_module(model)["vm_load_executable"]()
+    machine["vm_initialization"](_CPU, _DEVICE, _POOLED)
     function = machine["main"]
 
     def run(inputs: Sequence[Any]) -> Sequence[Any]:
