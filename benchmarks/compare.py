@@ -19,70 +19,24 @@ import datetime
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import models
-import numpy as np
 import plots
 import roofline
 import tables
-import torch
+from job import Job
 from store import Store
 
 from qcompiler import runtime
 from qcompiler.driver.bench import find_peers, measure
-from qcompiler.driver.bench_artifacts import Artifact, Source, prepare, prepared
-from qcompiler.driver.data import Array, Samples
-from qcompiler.driver.float_model import float_model
+from qcompiler.driver.bench_artifacts import Artifact, prepare, prepared
 from qcompiler.driver.peers import PEERS, Peer, PeerOptions, own
 
-DEFAULT_NETWORKS = (
-    "resnet18",
-    "resnet50",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "densenet121",
-)
+DEFAULT_NETWORKS = models.NAMES[:6]
 DEFAULT_PEERS = ("onnxruntime", "openvino")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A network at a batch, and where its files are."""
-
-    network: str
-    batch: int
-    folder: Path
-    threads: tuple[int, ...]
-    options: PeerOptions
-
-    @property
-    def archive(self) -> Path:
-        return self.folder / f"{self.network}.pt2"
-
-    def data(self) -> Array:
-        with np.load(self.folder / f"{self.network}.npz") as arrays:
-            return np.asarray(arrays["x"])
-
-    def expected(self) -> list[Array]:
-        """The float network's outputs."""
-        with np.load(self.folder / "expected.npz") as arrays:
-            return [arrays[name] for name in arrays.files]
-
-    def write(self) -> None:
-        """Makes the network, the images, and the float outputs of the first run."""
-        if not (self.folder / "expected.npz").exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            models.write(self.network, self.folder, self.batch)
-            outputs = float_model(torch.export.load(self.archive))(self.data()[: self.batch])
-            np.savez(self.folder / "expected.npz", *outputs)
-
-    def source(self) -> Source:
-        data = self.data()
-        return Source(self.archive, Samples((data,), None, self.batch, len(data)), self.threads, self.options)
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[Job]:

@@ -3,169 +3,106 @@
     pip install --no-deps torchvision; pip install -e '.[peers]'
     python benchmarks/startup.py FOLDER --model resnet18
 
-FOLDER gets the models, and keeps them for the next time. A process imports its engine, loads the model, runs it twice on
-one thread, and tells how long each took and the peak of its memory (``VmHWM``). Rounds of all engines alternate; the
-medians are shown. The files are in the page cache, since each was read by an earlier round. Run it on an idle machine.
+FOLDER gets the models, and keeps them for the next time. A process imports its engine, loads the model and runs it twice.
+Rounds of all engines alternate; the medians are shown. The files are in the page cache, since each was read by an earlier
+round. Run it on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
 import subprocess
-import sys
-import time
+import tempfile
 import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import wheel_session
+from job import Job
+
+from qcompiler.driver.bench import bundle_artifact
+from qcompiler.driver.bench_artifacts import Artifact, prepare
+from qcompiler.driver.bench_process import worker
+from qcompiler.driver.data import Array
+from qcompiler.driver.export import export
+from qcompiler.driver.peers import PeerOptions, by_name, own
+
 COLUMNS = ("import", "load", "first", "load and first", "second", "peak")
+"""Milliseconds, but for the last: MiB."""
+
+C = "C"
 
 
-def prepare(name: str, folder: Path) -> dict[str, Path]:
-    """Writes what is not there yet; returns the model of each engine."""
-    import models
-
-    from qcompiler.config import CompileConfig
-    from qcompiler.driver.compile import compile_model
-    from qcompiler.driver.data import read_samples
-    from qcompiler.driver.export import export
-    from qcompiler.driver.peers import by_name
-    from qcompiler.frontend import capture
-    from qcompiler.runtime import read_manifest
-
-    folder.mkdir(parents=True, exist_ok=True)
-    archive, data = folder / f"{name}.pt2", folder / f"{name}.npz"
-    if not (archive.is_file() and data.is_file()):
-        models.write(name, folder)
-    bundle = folder / f"{name}-bundle"
-    if not bundle.is_dir():
-        compile_model(str(archive), CompileConfig(), calibration=data, output=bundle)
-    wheel = export(bundle, "wheel", folder, name="startup-model").path
-    with zipfile.ZipFile(wheel) as archive_of_wheel:
-        archive_of_wheel.extractall(folder / "wheel")
-    made = {"C": bundle, "Python": bundle, "Python, exported wheel": folder / "wheel"}
-    for engine, file in (("onnxruntime", "int8.onnx"), ("openvino", "model.xml")):
-        place = folder / f"{name}-{engine}"
-        if not (place / file).is_file():
-            place.mkdir(exist_ok=True)
-            samples = read_samples(data, read_manifest(bundle).inputs)
-            by_name(engine).prepare(capture.resolve(str(archive)), samples, place)
-        made[engine] = place / file
-    made["onnxruntime, optimized"] = optimize(made["onnxruntime"])
-    return made
-
-
-def optimize(model: Path) -> Path:
-    """The model as ONNX Runtime saves it after its optimizations, which a session then does not repeat."""
-    import onnxruntime
-
-    optimized = model.with_name("optimized.onnx")
-    if not optimized.is_file():
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(optimized)
-        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    return optimized
+def of_bundle(bundle: Path, folder: Path, threads: int) -> dict[str, Artifact]:
+    """A bundle in Python and as a wheel, which is unpacked into ``folder``, by the engine's name."""
+    python = bundle_artifact(bundle, [threads], PeerOptions())
+    wheel = export(bundle, "wheel", folder, name=wheel_session.PACKAGE.replace("_", "-")).path
+    unpacked = folder / "wheel"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+    session = f"{Path(wheel_session.__file__)}:open_session"
+    return {
+        "Python": python,
+        "Python, exported wheel": replace(python, models={threads: unpacked}, session=session),
+    }
 
 
 def build(bundle: Path, folder: Path) -> Path:
     """The C program, built by the system's compiler as the bundle's README says."""
     program = folder / "startup"
+    options = [*("-Iinclude", "-Llib", "-lqc_runtime"), f"-Wl,-rpath,{bundle / 'lib'}"]
     source = Path(__file__).with_suffix(".c")
-    subprocess.run(
-        [
-            "cc",
-            "-O2",
-            source,
-            "-Iinclude",
-            "-Llib",
-            "-lqc_runtime",
-            f"-Wl,-rpath,{bundle / 'lib'}",
-            "-o",
-            program,
-        ],
-        cwd=bundle,
-        check=True,
-    )
+    subprocess.run(["cc", "-O2", source, *options, "-o", program], cwd=bundle, check=True)
     return program
 
 
-def work(engine: str, model: Path, threads: int) -> None:
-    """In a fresh process: measures one engine and prints JSON."""
-    import numpy as np
-
-    start = time.perf_counter()  # NumPy is everybody's
-    if engine == "Python":
-        import qcompiler.runtime
-        from qcompiler.runtime.library import import_ffi
-
-        import_ffi()
-        imported = time.perf_counter()
-        loaded = qcompiler.runtime.load(model, threads)
-
-        def run(inputs: list[np.ndarray]) -> object:
-            return loaded.run(*inputs)
-    elif engine == "wheel":
-        sys.path.insert(0, str(model))
-        module = importlib.import_module("startup_model")
-        imported = time.perf_counter()
-        packaged = module.load(threads)
-
-        def run(inputs: list[np.ndarray]) -> object:
-            return packaged.run(*inputs)
-    else:
-        importlib.import_module(engine)
-        seconds = time.perf_counter() - start
-        from qcompiler.driver.peers import by_name  # of this script, not of the engine
-
-        imported = time.perf_counter()
-        start = imported - seconds
-        run = by_name(engine).session(model, threads)
-    ready = time.perf_counter()
-    shape = (1, 3, 224, 224)
-    inputs = [np.ones(shape, np.float32)]
-    before = time.perf_counter()
-    run(inputs)
-    first = time.perf_counter()
-    run(inputs)
-    second = time.perf_counter()
-    print(
-        json.dumps(
-            {
-                "import": 1e3 * (imported - start),
-                "load": 1e3 * (ready - imported),
-                "first": 1e3 * (first - before),
-                "second": 1e3 * (second - first),
-                "peak": peak(),
-            }
-        )
-    )
+def start(artifact: Artifact, threads: int, inputs: Path) -> dict[str, float]:
+    """One process of an engine."""
+    with worker(artifact, threads, inputs) as held:
+        begun = held.start()
+        second = held.measure()
+        peak = held.peak_bytes()
+    return {
+        "import": 1e3 * begun.import_seconds,
+        "load": 1e3 * begun.session_seconds,
+        "first": 1e3 * begun.first_seconds,
+        "second": 1e3 * second,
+        "peak": float("nan") if peak is None else peak / 2**20,
+    }
 
 
-def peak() -> int:
-    """Most memory that this process had at once, in KiB; ``getrusage`` would include its parent's before ``exec``."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+def start_c(program: Path, bundle: Path, threads: int) -> dict[str, float]:
+    """One process of the C program."""
+    ended = subprocess.run([program, bundle, str(threads)], stdout=subprocess.PIPE, text=True, check=True)
+    row: dict[str, float] = json.loads(ended.stdout)
+    return row | {"peak": row["peak"] / 1024}
 
 
-def measure(made: dict[str, Path], program: Path, threads: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians by engine: milliseconds, and for ``peak`` KiB."""
-    found: dict[str, list[dict[str, float]]] = {engine: [] for engine in made}
-    for _ in range(rounds + 1):
-        for engine, model in made.items():
-            own = [program, model, str(threads)]
-            name = "wheel" if engine.endswith("wheel") else engine.partition(",")[0]
-            worker = ["--worker", name, "--threads", str(threads)]
-            other = [sys.executable, __file__, model, *worker]
-            command = own if engine == "C" else other
-            result = subprocess.run(command, capture_output=True, text=True, check=True)
-            row = json.loads(result.stdout.splitlines()[-1])
-            found[engine].append({**row, "load and first": row["load"] + row["first"]})
+def measure(
+    program: Path, engines: Mapping[str, Artifact], inputs: Sequence[Array], threads: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Medians of :data:`COLUMNS` by engine; ``program`` is that of :func:`build`, for the bundle of ``Python``."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (C, *engines)}
+    with tempfile.TemporaryDirectory(prefix="qcompiler-startup-") as scratch:
+        stored = Path(scratch) / "inputs.npz"
+        np.savez(stored, *inputs)
+        for _ in range(rounds + 1):
+            found[C].append(start_c(program, engines["Python"].models[threads], threads))
+            for name, artifact in engines.items():
+                found[name].append(start(artifact, threads, stored))
     # The first round brings the files into the page cache.
     return {
-        engine: {column: statistics.median(row[column] for row in rows[1:]) for column in COLUMNS}
-        for engine, rows in found.items()
+        name: {
+            column: statistics.median(
+                row["load"] + row["first"] if column == "load and first" else row[column] for row in rows[1:]
+            )
+            for column in COLUMNS
+        }
+        for name, rows in found.items()
     }
 
 
@@ -178,20 +115,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prepare", action="store_true", help="only write the models")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        work(arguments.worker, arguments.folder, arguments.threads)
-        return
-    folder = arguments.folder.resolve()
-    made = prepare(arguments.model, folder)
+    threads = arguments.threads
+    folder = arguments.folder.resolve() / arguments.model
+    job = Job(arguments.model, 1, folder, (threads,), PeerOptions())
+    job.write()
+    made = {
+        peer.name: prepare(peer, job.source(), folder / peer.name)
+        for peer in (own.PEER, by_name("onnxruntime"), by_name("openvino"))
+    }
+    absent = [f"{name} is absent: {artifact.absent}" for name, artifact in made.items() if artifact.absent]
+    if absent:
+        raise SystemExit("\n".join(absent))
+    bundle = made.pop(own.OWN).models[threads]
+    engines = of_bundle(bundle, folder, threads)
+    engines |= {f"{name} {artifact.version}": artifact for name, artifact in made.items()}
+    program = build(bundle, folder)
     if arguments.prepare:
         return
-    rows = measure(made, build(made["C"], folder), arguments.threads, arguments.rounds)
+    rows = measure(program, engines, [job.data()[:1]], threads, arguments.rounds)
     print(f"{'engine':24}" + "".join(f"{column:>16}" for column in COLUMNS))
-    for engine, row in rows.items():
+    for name, row in rows.items():
         times = "".join(f"{row[column]:13.1f} ms" for column in COLUMNS[:-1])
-        print(f"{engine:24}{times}{row['peak'] / 1024:12.1f} MiB")
+        print(f"{name:24}{times}{row['peak']:12.1f} MiB")
 
 
 if __name__ == "__main__":
