@@ -119,4 +119,9 @@ def _show_static(
         f"Peak of {result.target}: {result.peak} MAC/cycle and core. Bound: the busiest of the core's units, were it "
         f"never to wait. {how}",
         "An estimate, not a measurement: every load is taken for a hit in the level-1 cache.",
+        *(
+            [f"Without a loop, and so without a row: {', '.join(result.without_loop)}."]
+            if result.without_loop
+            else []
+        ),
     )

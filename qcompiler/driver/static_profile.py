@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qcompiler import runtime
@@ -47,12 +47,14 @@ class StaticProfile:
     """What :func:`static_profile` found.
 
     Attributes:
-        rows: layers that multiply with the target's instruction, in the order they run.
+        rows: layers that multiply with the target's instruction in a loop, in the order they run.
+        without_loop: names of those that have it outside of loops only, and no row.
         target: the target's name.
         peak: multiply-accumulates a cycle and core.
     """
 
     rows: tuple[StaticRow, ...]
+    without_loop: tuple[str, ...]
     target: str
     peak: int
 
@@ -74,7 +76,7 @@ def static_profile(bundle: Path, *, require_signature: Path | None = None) -> St
     library = bundle / LIBRARY_NAME
     kernels = kernel_functions(library)
     found: dict[str, StaticRow | None] = {}
-    rows = []
+    rows, without_loop = [], []
     for layer in manifest.layers:
         if layer.instruction is None:
             continue
@@ -91,6 +93,8 @@ def static_profile(bundle: Path, *, require_signature: Path | None = None) -> St
                 )  # fmt: skip
             found[layer.function] = row
         row = found[layer.function]
-        if row is not None:
-            rows.append(StaticRow(**{**vars(row), "name": layer.name}))
-    return StaticProfile(tuple(rows), target.name, target.macs_per_cycle)
+        if row is None:
+            without_loop.append(layer.name)
+        else:
+            rows.append(replace(row, name=layer.name))
+    return StaticProfile(tuple(rows), tuple(without_loop), target.name, target.macs_per_cycle)

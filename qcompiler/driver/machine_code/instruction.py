@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["vector", "load", "store", "vector load", "scalar", "branch"]
 """What an instruction needs: vector units, load or store units, a load unit and vector units, integer units, the branch unit."""
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """An instruction.
+class Instruction(NamedTuple):
+    """An instruction; a library has very many of them, so it is a tuple.
 
     Attributes:
         address: where it is.

@@ -28,11 +28,13 @@ _VECTORS = {
 }
 """Bits of the vector registers."""
 _WRITES = frozenset({OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE})
+_INFO = InstructionInfoFactory()
+_forms: dict[tuple[int, ...], tuple[Kind, int]] = {}
+"""Kinds and widths that were found, by encoding and kinds of the operands."""
 
 
 def decode(code: bytes, start: int) -> list[Instruction]:
     """The instructions of ``code``, which is at address ``start``."""
-    info = InstructionInfoFactory()
     result = []
     for decoded in Decoder(64, code, ip=start):
         jump = refers = None
@@ -41,8 +43,12 @@ def decode(code: bytes, start: int) -> list[Instruction]:
         elif decoded.memory_base == Register.RIP:
             refers = decoded.memory_displacement
         calls = decoded.flow_control == FlowControl.CALL
-        name, kind = _MNEMONICS[decoded.mnemonic], _kind(decoded, info)
-        width = _width(decoded)
+        # What an instruction needs follows from its encoding and the kinds of its operands; to find out takes long.
+        form = (decoded.code, decoded.op0_kind, decoded.op1_kind, decoded.op2_kind, decoded.op3_kind)
+        if form not in _forms:
+            _forms[form] = _kind(decoded), _width(decoded)
+        kind, width = _forms[form]
+        name = _MNEMONICS[decoded.mnemonic]
         result.append(Instruction(decoded.ip, name, kind, decoded.len, width, jump, calls, refers))
     return result
 
@@ -54,7 +60,7 @@ def _width(decoded: Decoded) -> int:
     return _VECTORS.get(decoded.op0_register, 0)
 
 
-def _kind(decoded: Decoded, info: InstructionInfoFactory) -> Kind:
+def _kind(decoded: Decoded) -> Kind:
     if decoded.flow_control != FlowControl.NEXT:
         return "branch"
     vector = any(
@@ -63,7 +69,7 @@ def _kind(decoded: Decoded, info: InstructionInfoFactory) -> Kind:
     )
     memory = any(decoded.op_kind(k) == OpKind.MEMORY for k in range(decoded.op_count))
     if memory and decoded.mnemonic != Mnemonic.LEA:
-        if any(m.access in _WRITES for m in info.info(decoded).used_memory()):
+        if any(m.access in _WRITES for m in _INFO.info(decoded).used_memory()):
             return "store"
         moves = _MNEMONICS[decoded.mnemonic].startswith(("vmov", "vpbroadcast", "vbroadcast", "mov"))
         return "load" if moves or not vector else "vector load"
