@@ -138,18 +138,15 @@ class _LowerInteger(Rewriter):
         self.tunable: dict[str, Tunable] = {}
         self.bordered: dict[relax.Var, Border] = {}
         """The borders of calls of ``nn.pad`` that the producers of their operands write, by these operands."""
+        self.joined: dict[relax.Var, Kernel] = {}
+        """Kernels that compute concatenations for themselves, by these; only the convolution reads them."""
         self.absorbed: set[relax.Var] = set()
-        """Concatenations, and tables before them, that the only kernel that reads them computes itself."""
+        """Such concatenations, and tables before them: nothing is left that reads them."""
         self.scheduled: dict[int, list[tuple[tirx.PrimFunc, Scheduled]]] = {}
 
     def prepare(self) -> None:
         for value in self.old.values():
-            joined = self._of_concat(value)
-            if joined is not None and self.options.lowerings[CONV2D_OF_CONCAT](joined, self.options.target):
-                self.absorbed.add(value.args[0])
-                fields = self.was(self.was(value.args[0]).args[0]).fields
-                looked_up = zip(fields, joined.args[0].fields, strict=True)
-                self.absorbed.update(f for f, piece in looked_up if isinstance(piece, relax.Call))
+            self._join(value)
         producers = self.options.borders.producers if self.options.borders else frozenset()
         for value in self.old.values():
             if (
@@ -161,43 +158,36 @@ class _LowerInteger(Rewriter):
                 if border is not None:
                     self.bordered[value.args[0]] = border
 
-    def _of_concat(self, value: relax.Expr) -> relax.Call | None:
-        """A convolution whose input is concatenated for it alone, as a call of what is concatenated; or None.
+    def _join(self, value: relax.Expr) -> None:
+        """Lowers a convolution whose input is concatenated for it alone as one of what is concatenated, if it can be.
 
         Along the last axis only. Tables before the concatenation are taken in where nothing else reads their results.
         """
         if op_name(value) != "qc.conv2d" or CONV2D_OF_CONCAT not in self.options.lowerings:
-            return None
+            return
         source = value.args[0]
         concat = self.was(source)
         if op_name(concat) != "relax.concat" or self.uses[source] != 1:
-            return None
+            return
         if int(concat.attrs.axis) % len(dims(concat)) != len(dims(concat)) - 1:
-            return None
-        pieces = []
-        for field in self.was(concat.args[0]).fields:
-            before = self.was(field)
-            alone = op_name(before) == "qc.lut" and self.uses[field] == 1
-            pieces.append(before if alone else field)
-        return relax.Call(value.op, [relax.Tuple(pieces), *value.args[1:]], value.attrs, value.ty_args)
-
-    def _replaced_of_concat(self, joined: relax.Call) -> relax.Call:
-        """``joined`` with the variables of the new function."""
-        pieces = [
-            relax.Call(p.op, [self.replaced(a) for a in p.args], p.attrs) if isinstance(p, relax.Call)
-            else self.replaced(p)
-            for p in joined.args[0].fields
-        ]  # fmt: skip
-        return relax.Call(joined.op, [relax.Tuple(pieces), *joined.args[1:]], joined.attrs, joined.ty_args)
+            return
+        fields = list(self.was(concat.args[0]).fields)
+        tables = {f for f in fields if op_name(self.was(f)) == "qc.lut" and self.uses[f] == 1}
+        pieces = relax.Tuple([self.was(f) if f in tables else f for f in fields])
+        call = relax.Call(value.op, [pieces, *value.args[1:]], value.attrs, value.ty_args)
+        kernel = self.options.lowerings[CONV2D_OF_CONCAT](call, self.options.target)
+        if kernel is not None:
+            self.joined[source] = kernel
+            self.absorbed |= {source, *tables}
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         name = op_name(value)
         if var in self.absorbed:
-            return None  # nothing will read it
-        if name == "qc.conv2d" and value.args[0] in self.absorbed:
-            joined = self._of_concat(value)
-            assert joined is not None
-            return self._lowered(CONV2D_OF_CONCAT, self._replaced_of_concat(joined), value, var)
+            return None
+        if name == "qc.conv2d" and value.args[0] in self.joined:
+            kernel = self.joined[value.args[0]]
+            args = [self.replaced(a) for a in kernel.args]
+            return self._placed(CONV2D_OF_CONCAT, kernel, args, value, value, var)
         call = self.replaced(value)
         if producer(self, var) == QUANTIZE_TO_NHWC and QUANTIZE_TO_NHWC in self.options.lowerings:
             # Quantization of an NCHW input writes NHWC itself; the kernel of the quantize node alone is then dead.
@@ -228,8 +218,12 @@ class _LowerInteger(Rewriter):
     ) -> relax.Expr | None:
         """``call`` as a kernel that computes ``old``; with ``var``, inside the border that is wanted around it."""
         kernel = self.options.lowerings[name](call, self.options.target)
-        if kernel is None:
-            return None
+        return None if kernel is None else self._placed(name, kernel, kernel.args, call, old, var)
+
+    def _placed(
+        self, name: str, kernel: Kernel, args: list[relax.Expr], call: relax.Call, old: relax.Call, var: relax.Var | None
+    ) -> relax.Expr:  # fmt: skip
+        """A call of ``kernel`` with ``args``, which computes ``call`` and stands for ``old``."""
         operator = name.removeprefix("qc.").removeprefix("relax.")
         scheduled, tunable = self._scheduled(kernel.kernel)
         function, shape = scheduled.function, dims(old)
@@ -239,7 +233,7 @@ class _LowerInteger(Rewriter):
             function = kernel.with_border(border) if kernel.with_border else write_border(function, border)
         function = self.builder.add_func(function, f"qc_{operator}")
         if tunable is not None:
-            self.tunable.setdefault(function.name_hint, Tunable(tunable, kernel.args, call))
+            self.tunable.setdefault(function.name_hint, Tunable(tunable, args, call))
         attrs = old.attrs if op_name(old) in INTEGER_OPERATORS else {}
         bound = int(attrs["accumulator_bound"]) if "accumulator_bound" in attrs else None
         self.layers.append(
@@ -248,8 +242,8 @@ class _LowerInteger(Rewriter):
                 kernel.instruction, kernel.reason, None if tunable is None else scheduled.origin,
             )
         )  # fmt: skip
-        args = [a if isinstance(a, relax.Var | Constant) else self.emit(a) for a in kernel.args]
-        return relax.call_tir(function, args, out_ty=relax.TensorType(shape, dtype(old)))
+        operands = [a if isinstance(a, relax.Var | Constant) else self.emit(a) for a in args]
+        return relax.call_tir(function, operands, out_ty=relax.TensorType(shape, dtype(old)))
 
     def _scheduled(self, kernel: Workload | tirx.PrimFunc) -> tuple[Scheduled, Workload | None]:
         """The scheduled kernel, and what tuning can work on; equal kernels are scheduled once."""
