@@ -7,9 +7,6 @@ and the same source gives the same bytes wherever it is compiled.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import tvm_ffi.libinfo
 import qcompiler.runtime
 from qcompiler._version import __version__
 from qcompiler.driver.machines import machine_of
-from qcompiler.errors import BuildError
+from qcompiler.driver.zig import run_zig
 from qcompiler.runtime.manifest import Manifest, TensorSpec
 
 SOURCE = Path(qcompiler.runtime.__file__).parent / "c"
@@ -67,15 +64,13 @@ def library(family: str) -> bytes:
     Raises:
         BuildError: no machine is known for the family, or the compiler is missing or failed.
     """
-    triple = machine_of(family).triple
-    if importlib.util.find_spec("ziglang") is None:
-        raise BuildError("no C compiler: the package ziglang is not installed; run pip install ziglang")
+    machine = machine_of(family)
     sources = sorted(path.name for path in (SOURCE / "src").glob("*.c"))
     includes = [str(SOURCE / "include"), *tvm_ffi.libinfo.include_paths()]
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         output = Path(folder) / "libqc_runtime.so"
-        command = [
-            *(sys.executable, "-m", "ziglang", "cc", "-target", triple),
+        arguments = [
+            *("-target", machine.triple),
             *_OPTIONS,
             f'-DQC_VERSION="{__version__}"',
             *(f"-I{path}" for path in includes),
@@ -84,12 +79,7 @@ def library(family: str) -> bytes:
             *("-o", str(output)),
         ]
         # Named from their own folder, so that no path of this machine gets into the library.
-        result = subprocess.run(
-            command, cwd=SOURCE / "src", capture_output=True, text=True, errors="replace", check=False
-        )
-        if result.returncode != 0:
-            said = " | ".join(result.stderr.split("\n")).strip(" |")
-            raise BuildError(f"compiling the C runtime failed with exit status {result.returncode}: {said}")
+        run_zig("cc", arguments, "compiling the C runtime", SOURCE / "src")
         return output.read_bytes()
 
 

@@ -7,12 +7,9 @@ driver would spend twenty seconds of its first call on building a C library that
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from collections.abc import Sequence
 
-from qcompiler.errors import BuildError
+from qcompiler.driver.zig import run_zig
 
 _OPTIONS = (
     "-shared",
@@ -38,13 +35,7 @@ def link_shared(output: str, objects: Sequence[str], options: Sequence[str] | No
     Raises:
         BuildError: ``ziglang`` is not installed, or the linker failed; its own words are in the message.
     """
-    if importlib.util.find_spec("ziglang") is None:
-        raise BuildError("no linker: the package ziglang is not installed; run pip install ziglang")
-    command = [sys.executable, "-m", "ziglang", "ld.lld", *_OPTIONS, *(options or ()), "-o", output, *objects]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if result.returncode != 0:
-        said = " | ".join((result.stderr or result.stdout).split("\n")).strip(" |")
-        raise BuildError(f"linking {output} failed with exit status {result.returncode}: {said}")
+    run_zig("ld.lld", [*_OPTIONS, *(options or ()), "-o", output, *objects], f"linking {output}")
 
 
 # Attributes by which TVM asks a linker function for the kind of file it makes.

@@ -8,7 +8,6 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from qcompiler.driver.cross.libraries import cache_folder, runtime_libraries
 from qcompiler.driver.machines import machine_of
+from qcompiler.driver.zig import run_zig
 from qcompiler.errors import BuildError
 
 Array = NDArray[Any]
@@ -177,16 +177,10 @@ def _runner(family: str) -> Path:
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    include = [
-        f"-I{folder}"
-        for folder in (tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())
-    ]
+    include = [f"-I{folder}" for folder in tvm_ffi.libinfo.include_paths()]
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     sources = [str(_RUNNER), *(str(p) for p in libraries.values())]
-    command = [sys.executable, "-m", "ziglang", "cc", *options, *include, *sources, "-o", str(partial)]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if result.returncode != 0:
-        said = " | ".join((result.stderr or result.stdout).strip().splitlines()[-3:])
-        raise BuildError(f"compiling {_RUNNER.name} for {machine.name} failed: {said}")
+    arguments = [*options, *include, *sources, "-o", str(partial)]
+    run_zig("cc", arguments, f"compiling {_RUNNER.name} for {machine.name}")
     partial.replace(path)
     return path
