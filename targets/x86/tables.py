@@ -8,10 +8,9 @@ from math import prod
 from tvm import tirx
 from tvm.ir import Expr
 
-from qcompiler.targets.borders import NO_BORDER, Border, border_fills, sequence
-from qcompiler.targets.cpu.shapes import divisor_at_most, loop_kind
+from qcompiler.targets.borders import NO_BORDER, Border
+from qcompiler.targets.cpu import tables
 from qcompiler.targets.cpu.vectors import ramp
-from qcompiler.targets.workload import mark_scheduled
 
 LOOKUP = 64
 """Bytes that one pair of byte permutations over two registers looks up."""
@@ -35,39 +34,19 @@ def table_lookup(shape: Sequence[int], border: Border = NO_BORDER) -> tirx.PrimF
         shape: of the input, uint8. The table has 256 bytes.
         border: what is written around an NHWC output.
     """
-    total = prod(shape)
-    x = tirx.decl_buffer(tuple(shape), "uint8", name="x")
-    table = tirx.decl_buffer((256,), "uint8", name="table")
-    if border == NO_BORDER:  # one row of all
-        rows, length, outer = 1, total, tuple(shape)
-    else:
-        n, h, w, c = shape
-        rows, length, outer = n * h, w * c, border.around((n, h, w, c))
-    out = tirx.decl_buffer(outer, "uint8", name="out")
-    flat_x = tirx.decl_buffer((total,), "uint8", name="flat_x", data=x.data)
-    flat_out = tirx.decl_buffer((prod(outer),), "uint8", name="flat_out", data=out.data)
-    chunks = length // LOOKUP
-    per_task = divisor_at_most(chunks, 64) if chunks else 1
-    row, task, step, rest = (tirx.Var(name, "int32") for name in ("row", "task", "step", "rest"))
-    source, target = row * length, row * length
-    if border != NO_BORDER:
-        target = border.row_start((n, h, w, c), row)
-    many = loop_kind(total // 16)
-    stores: list[tirx.Stmt] = []
-    if chunks:
-        offset = (task * per_task + step) * LOOKUP
-        index = tirx.BufferLoad(flat_x, [ramp(source + offset, LOOKUP)])
-        store = tirx.BufferStore(flat_out, looked_up(table, index), [ramp(target + offset, LOOKUP)])
-        inner = tirx.For(step, 0, per_task, tirx.ForKind.SERIAL, store)
-        kind = many if rows == 1 else tirx.ForKind.SERIAL
-        stores.append(tirx.For(task, 0, chunks // per_task, kind, inner))
-    if length % LOOKUP:
-        position = rest + chunks * LOOKUP
-        value = tirx.BufferLoad(table, [tirx.BufferLoad(flat_x, [source + position]).astype("int32")])
-        store = tirx.BufferStore(flat_out, value, [target + position])
-        stores.append(tirx.For(rest, 0, length % LOOKUP, tirx.ForKind.SERIAL, store))
-    body = tirx.For(row, 0, rows, many if rows > 1 else tirx.ForKind.SERIAL, sequence(stores))
-    views = [tirx.DeclBuffer(flat_x, data=x.data), tirx.DeclBuffer(flat_out, data=out.data)]
-    fills = border_fills(flat_out, tuple(shape), border) if border != NO_BORDER else []
-    whole = tirx.SeqStmt([*views, *fills, body])
-    return mark_scheduled(tirx.PrimFunc([x, table, out], whole).with_attr("tirx.noalias", True))
+    return tables.table_lookup(
+        shape, "uint8", border, width=LOOKUP, of_task=64, cycles=prod(shape) // 16, chunk=_chunk, rest=_rest
+    )
+
+
+def _chunk(row: tables.Row, offset: Expr) -> tirx.Stmt:
+    index = tirx.BufferLoad(row.x, [ramp(row.source + offset, LOOKUP)])
+    return tirx.BufferStore(row.out, looked_up(row.table, index), [ramp(row.target + offset, LOOKUP)])
+
+
+def _rest(row: tables.Row, first: int, count: int) -> tirx.Stmt:
+    rest = tirx.Var("rest", "int32")
+    position = rest + first
+    value = tirx.BufferLoad(row.table, [tirx.BufferLoad(row.x, [row.source + position]).astype("int32")])
+    store = tirx.BufferStore(row.out, value, [row.target + position])
+    return tirx.For(rest, 0, count, tirx.ForKind.SERIAL, store)
