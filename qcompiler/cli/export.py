@@ -15,7 +15,10 @@ def command(
     format: Annotated[str, typer.Option(help="tar, wheel or deb.", show_default=False)],
     output: Annotated[
         Path,
-        typer.Option(help="File to write; or a folder, in which it gets the usual name.", show_default=False),
+        typer.Option(
+            help="File to write; or a folder, in which it gets the usual name. A name without an ending is a folder's.",
+            show_default=False,
+        ),
     ],
     name: Annotated[
         str | None,

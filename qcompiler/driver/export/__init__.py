@@ -54,7 +54,8 @@ def export(
     Args:
         bundle: the bundle's folder; it is checked first.
         format: ``tar``, ``wheel`` or ``deb``.
-        output: the file to write; or a folder, in which it gets the usual name.
+        output: the file to write; or a folder, in which it gets the usual name. What is not there is made: a folder if
+            its name has no ending.
         name: name of the package: small letters, digits, and hyphens between them; None to make it of the
             folder's name.
         version: version of the package: numbers with points between them.
@@ -108,7 +109,7 @@ def _package_name(name: str | None, bundle: Path) -> str:
 
 
 def _path(output: Path, usual: str, format: Format) -> Path:
-    if output.is_dir():
+    if output.is_dir() or not output.suffix:
         return output / usual
     # pip reads a wheel's name, version and machine from its file's name.
     if format == "wheel" and output.name != usual:

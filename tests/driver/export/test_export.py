@@ -248,6 +248,12 @@ def test_a_signature_goes_along(bundle: Path, tmp_path: Path) -> None:
     verify(tmp_path / "clean" / "my-model-1.0.0-x86_64", require_signature=keys.public)
 
 
+def test_a_folder_that_is_not_there_is_made(bundle: Path, tmp_path: Path) -> None:
+    made = export(bundle, "wheel", tmp_path / "dist", name="net")
+    assert made.path.parent == tmp_path / "dist"
+    assert made.path.name.startswith("net-1.0.0-")
+
+
 def test_output_may_be_a_file(bundle: Path, tmp_path: Path) -> None:
     assert export(bundle, "tar", tmp_path / "new" / "x.tgz").path == tmp_path / "new" / "x.tgz"
     with pytest.raises(ConfigError, match=r"a wheel must be called my_model-1\.0\.0-py3-none-manylinux"):
