@@ -43,10 +43,10 @@ def runtime_libraries(family: str) -> dict[str, Path]:
             RUNTIME_LIBRARY_NAME: Path(libinfo.find_libtvm_runtime()),
             FFI_LIBRARY_NAME: Path(tvm_ffi.libinfo.find_libtvm_ffi()),
         }
-    return {name: _foreign(name, package, machine) for name, package in _PACKAGES.items()}
+    return {name: foreign_library(name, package, machine) for name, package in _PACKAGES.items()}
 
 
-def _foreign(name: str, package: str, machine: Machine) -> Path:
+def foreign_library(name: str, package: str, machine: Machine) -> Path:
     """Library ``name`` of the wheel of ``package`` for ``machine``, in the installed version."""
     version = importlib.metadata.version(package)
     path = cache_folder() / f"{package}-{version}-{machine.name}" / Path(name).name
