@@ -114,6 +114,11 @@ def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
     if capture.is_quantized(program):
+        if config.plan is not None:
+            raise ConfigError(
+                f"plan {config.plan}: the model is quantized already, and its own quantize nodes say what is int8; "
+                "give the float model, or no plan"
+            )
         if calibration is not None:
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
