@@ -16,7 +16,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from qcompiler.config import CompileConfig
-from qcompiler.quantization.layers import name_layers
+from qcompiler.quantization.layers import LAYER, name_layers, name_sites
 from qcompiler.quantization.observers import MinMaxObserver, activation_observer
 from qcompiler.quantization.operator_classes import (
     MATMUL_CLASSES,
@@ -120,11 +120,15 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def _planned(self, nodes: list[Node]) -> dict[Node, str]:
-        """The nodes of the layers that the plan leaves in float, with the reason."""
+        """The nodes of the layers that the plan leaves in float, with the reason; every layer's nodes get its name."""
+        units = find_units(nodes, {}, self.rules)
+        layers = name_layers(units, nodes)
+        for name, unit in name_sites(units, nodes).items():
+            for node in unit.nodes:
+                node.meta[LAYER] = name
         if self.config.plan is None:
             return {}
         plan = Plan.load(self.config.plan)
-        layers = name_layers(find_units(nodes, {}, self.rules), nodes)
         plan.check(layers)
         return {
             node: f"plan: {plan.precision(name)}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
 from qcompiler.quantization.operator_classes import SHARING_CLASSES, operator_name
 from qcompiler.quantization.patterns import Unit
 from qcompiler.quantization.places import module_path
+
+LAYER = "qcompiler_layer"
+"""Key of ``Node.meta``: name of the layer that a node belongs to."""
 
 
 def name_layers(units: Iterable[Unit], nodes: Iterable[Node]) -> dict[str, Unit]:
@@ -32,6 +35,14 @@ def name_layers(units: Iterable[Unit], nodes: Iterable[Node]) -> dict[str, Unit]
         counts[name] = counts.get(name, 0) + 1
         named[name if counts[name] == 1 else f"{name}#{counts[name]}"] = unit
     return named
+
+
+def name_sites(units: Sequence[Unit], nodes: Sequence[Node]) -> dict[str, Unit]:
+    """All units by name, in the order of their last nodes: those that only move values have names in parentheses."""
+    order = {node: i for i, node in enumerate(nodes)}
+    layers = {id(unit): name for name, unit in name_layers(units, nodes).items()}
+    ordered = sorted(units, key=lambda u: order[u.output])
+    return {layers.get(id(unit), f"({unit.output.name})"): unit for unit in ordered}
 
 
 def _name(node: Node) -> str:

@@ -15,8 +15,9 @@ import torch
 from torch.fx import Node, map_arg
 
 from qcompiler.quantization.batch_norms import attribute
-from qcompiler.quantization.layers import name_layers
-from qcompiler.quantization.operator_classes import aten, tensor_inputs
+from qcompiler.quantization.layers import name_layers, name_sites
+from qcompiler.quantization.network import network
+from qcompiler.quantization.operator_classes import aten, is_float32, tensor_inputs, value
 from qcompiler.quantization.patterns import Unit
 from qcompiler.quantization.quantizer import Calibrated
 from qcompiler.quantization.selection import Selection, select
@@ -27,7 +28,7 @@ Values = dict[Node, Any]
 CHUNK_ELEMENTS = 1 << 26
 """Activations that are kept at once, in elements: 256 MB in float32."""
 
-_AS_RESHAPE = {aten.view.default: aten.reshape.default}
+_AS_RESHAPE: dict[Any, Any] = {aten.view.default: aten.reshape.default}
 """Under vmap a tensor's batch may stand where it keeps a view from being one."""
 
 
@@ -50,6 +51,7 @@ class Simulation:
 
     Attributes:
         layers: the layers that can be computed in integers, by their names in plans, in order.
+        network: the same layers, those that only move values, and the tensors between them.
     """
 
     def __init__(self, calibrated: Calibrated) -> None:
@@ -58,7 +60,8 @@ class Simulation:
         self._selection = quantizer.selection
         nodes = list(model.graph.nodes)
         self.layers: Mapping[str, Unit] = name_layers(self._selection.units, nodes)
-        self._unit_of = {node: unit for unit in self._selection.units for node in unit.nodes}
+        sites = name_sites(self._selection.units, nodes)
+        self.network = network(list(sites.values()), list(sites))
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._grids: dict[Node, _Grid] = {}
         self._constants: Values = {}
@@ -187,14 +190,11 @@ class Simulation:
 
         args, kwargs = map_arg(node.args, argument), map_arg(node.kwargs, argument)
         assert callable(node.target), node
-        value = _AS_RESHAPE.get(node.target, node.target)(*args, **kwargs)
-        if node in results:
-            observers = [u for u in node.users if u in self._grids]
-            if observers:
-                return self._grids[observers[0]](value)
-        return value
+        result = _AS_RESHAPE.get(node.target, node.target)(*args, **kwargs)
+        observers = [u for u in node.users if u in self._grids] if node in results else []
+        return self._grids[observers[0]](result) if observers else result
 
 
 def _is_float(node: Node) -> bool:
-    value = node.args[0].meta.get("val") if node.op == "call_module" else node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    source = node.all_input_nodes[0] if node.op == "call_module" else node
+    return value(source) is not None and is_float32(source)

@@ -16,12 +16,13 @@ from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
 from qcompiler.quantization.calibration import track
 from qcompiler.quantization.canonical import canonicalize
+from qcompiler.quantization.layers import LAYER
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
 from qcompiler.quantization.places import FloatOperator, place
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
 
-_PLACE_KEYS = ("nn_module_stack", "stack_trace")
+_PLACE_KEYS = ("nn_module_stack", "stack_trace", LAYER)
 
 
 @dataclass(frozen=True, eq=False)
