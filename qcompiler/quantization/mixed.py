@@ -146,9 +146,8 @@ class Simulation:
 
     def _chunks(self, batches: Sequence[Batch]) -> Iterator[list[torch.Tensor]]:
         """The inputs of several batches stacked, as many as the activations of fit in memory."""
-        elements = sum(
-            prod(n.meta["val"].shape) for n in self._nodes if n.op == "call_function" and _is_float(n)
-        )
+        tensors = [value(n) for n in self._nodes if n.op == "call_function"]
+        elements = sum(prod(t.shape) for t in tensors if t is not None)
         count = max(1, CHUNK_ELEMENTS // max(1, elements))
         for first in range(0, len(batches), count):
             yield [torch.stack(column) for column in zip(*batches[first : first + count], strict=True)]
@@ -179,7 +178,7 @@ class Simulation:
 
     def _node(self, node: Node, values: Values, integer: set[Node], results: set[Node]) -> Any:
         if node.op == "call_module":  # an observer
-            return values[node.args[0]]
+            return values[node.all_input_nodes[0]]
 
         def argument(source: Node) -> Any:
             if node in integer and source in self._grids:
