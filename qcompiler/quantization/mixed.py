@@ -133,7 +133,7 @@ class Simulation:
                 reached = [n for n in self._outputs if n in affected]
                 found = self._compute([n for n in self._nodes if n in affected], values, selection, reached)
                 changed = dict(zip(reached, found, strict=True))
-                yield name, first, [changed.get(n, values[n]) for n in self._outputs], exact
+                yield name, first, [changed[n] if n in changed else values[n] for n in self._outputs], exact
             first += len(inputs[0])
 
     def _affected(self, unit: Unit) -> set[Node]:

@@ -72,13 +72,18 @@ class Compiler:
             return quantized_program(self.program, self.target, config, self.calibration)[0]
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """Times of one bundle, in seconds, by index."""
+@dataclass(frozen=True)
+class Measured:
+    """Times of one bundle, in seconds.
+
+    Attributes:
+        sites: of the kernels of each site, by its index.
+        borders: of the kernels that do nothing but convert a tensor, by its index.
+        run: of a whole run.
+    """
 
     sites: Mapping[int, float]
     borders: Mapping[int, float]
-    rest: float
     run: float
 
 
@@ -180,7 +185,7 @@ def measure_costs(
 def costs_of(
     network: Network,
     choices: Sequence[Choice],
-    measured: Sequence[_Measured],
+    measured: Sequence[Measured],
     noise: Sequence[Mapping[Precision, float]],
 ) -> Costs:
     """Costs from the times of bundles, of which the first is all in integers and the second all in float.
@@ -188,14 +193,10 @@ def costs_of(
     A site's time is that in the bundle of one precision. Where a neighbour has another precision, its kernel may
     convert on the way; what it then takes longer is a cost of the tensors that it reads.
     """
-    integer, floating = measured[0], measured[1]
-    seconds: list[dict[Precision, float]] = []
-    for s, _ in enumerate(network.sites):
-        times: dict[Precision, float] = {}
-        for precision, choice, bundle in (("int8", choices[0], integer), ("fp32", choices[1], floating)):
-            assert choice[s] == precision or network.sites[s].moves or precision == "int8"
-            times[precision] = bundle.sites.get(s, 0.0)  # type: ignore[index]  # both are precisions
-        seconds.append(times)
+    integer, floating = measured[0].sites, measured[1].sites
+    seconds: list[dict[Precision, float]] = [
+        {"int8": integer.get(s, 0.0), "fp32": floating.get(s, 0.0)} for s in range(len(network.sites))
+    ]
     samples: dict[tuple[int, Change], list[float]] = defaultdict(list)
     for choice, bundle in zip(choices, measured, strict=True):
         longer: dict[int, float] = defaultdict(float)
@@ -271,7 +272,7 @@ def _conversion(
 
 def _profile(
     models: Sequence[runtime.Model], kernels: Sequence[Sequence[tuple[str, tuple[str, ...]]]]
-) -> list[_Measured]:
+) -> list[Measured]:
     """Times of every bundle, taken in turns, so that a slow moment of the machine is one of all."""
     inputs = [[np.zeros(spec.shape, spec.dtype) for spec in model.inputs] for model in models]
     calls: list[list[list[tuple[str, float]]]] = [[] for _ in models]
@@ -281,7 +282,7 @@ def _profile(
             calls[k].append(model.profile(*inputs[k], repeat=REPEAT))
             runs[k] += model.time(*inputs[k], number=REPEAT, repeat=1)
     return [
-        _attributed(
+        attributed(
             [(turn[0][0], min(seconds for _, seconds in turn)) for turn in zip(*rounds, strict=True)],
             origins,
             lower_quartile(run),
@@ -295,9 +296,9 @@ def lower_quartile(times: Sequence[float]) -> float:
     return float(np.quantile(np.asarray(times), 0.25))
 
 
-def _attributed(
+def attributed(
     calls: Sequence[tuple[str, float]], kernels: Sequence[tuple[str, tuple[str, ...]]], run: float
-) -> _Measured:
+) -> Measured:
     """Kernel calls as times of sites and tensors: the n-th call of a kernel computes what its n-th entry names.
 
     A fused kernel counts for the last site that it computes, or else for the tensor that it converts.
@@ -307,7 +308,6 @@ def _attributed(
         waiting[name].append(origins)
     sites: defaultdict[int, float] = defaultdict(float)
     borders: defaultdict[int, float] = defaultdict(float)
-    rest = 0.0
     for name, seconds in calls:
         origins = waiting[name].pop() if waiting[name] else ()
         tags = [tagged for tagged in map(_TAG.fullmatch, origins) if tagged]
@@ -316,6 +316,4 @@ def _attributed(
             sites[of_sites[-1]] += seconds
         elif tags:
             borders[int(tags[-1]["index"])] += seconds
-        else:
-            rest += seconds
-    return _Measured(dict(sites), dict(borders), rest, run)
+    return Measured(dict(sites), dict(borders), run)
