@@ -93,7 +93,7 @@ def test_layers_alone_are_what_a_run_with_one_layer_gives(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = batches(7, 70)
-    monkeypatch.setattr(mixed, "CHUNK_ELEMENTS", 3 * 40_000)  # several chunks
+    monkeypatch.setattr(mixed, "CHUNK_ELEMENTS", 25_000)  # several chunks
     parts: dict[str, list[torch.Tensor]] = {}
     firsts = []
     for name, first, found, exact in simulation.alone(data):
