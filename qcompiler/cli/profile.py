@@ -31,7 +31,8 @@ def command(
         bool,
         typer.Option(
             "--static",
-            help="Run nothing: estimate the inner loops from the machine code, for a bundle of any architecture.",
+            help="Estimate the inner loops from the machine code, for a bundle of any architecture; count the executed "
+            "instructions where an emulator is installed.",
         ),
     ] = False,
     require_signature: RequireSignature = None,
@@ -86,7 +87,7 @@ def _show_static(
 
     for option, given in (("--data", data), ("--threads", threads), ("--peak", peak)):
         if given is not None:
-            raise ConfigError(f"{option} is for a run, and --static runs nothing; leave one of them out")
+            raise ConfigError(f"{option} is for a measured run, which --static is not; leave one of them out")
     result = static_profile(bundle, require_signature=require_signature)
     if json:
         emit_json(result)
@@ -102,11 +103,13 @@ def _show_static(
             report.percent(row.bound_share),
             "-" if row.macs_per_cycle is None else f"{row.macs_per_cycle:.1f}",
             report.percent(row.peak_share),
+            "-" if row.executed is None else f"{row.executed / 1e6:.2f}",
         )
         for row in result.rows
     ]
     columns = [
         "name", "operator", "instruction", ">10^6 MAC", ">instructions", ">MAC", ">bound", ">MAC/cycle", ">of the peak",
+        ">10^6 executed",
     ]  # fmt: skip
     methods = sorted({row.method for row in result.rows if row.method is not None})
     how = (
@@ -119,6 +122,9 @@ def _show_static(
         f"Peak of {result.target}: {result.peak} MAC/cycle and core. Bound: the busiest of the core's units, were it "
         f"never to wait. {how}",
         "An estimate, not a measurement: every load is taken for a hit in the level-1 cache.",
+        "Executed instructions: "
+        + ("" if result.executed is None else f"{result.executed / 1e6:.2f} million in all kernels; ")
+        + f"{result.counting}.",
         *(
             [f"Without a loop, and so without a row: {', '.join(result.without_loop)}."]
             if result.without_loop
