@@ -35,7 +35,7 @@ def shares(bundle: Path) -> dict[Row, str]:
     """The share of the peak of each kind of layer of ``bundle``, as text."""
     layers = {layer.name: layer for layer in read_manifest(bundle).layers}
     found = {}
-    for row in static_profile(bundle).rows:
+    for row in static_profile(bundle, count=False).rows:
         shape = layers[row.name].output_shape
         kind = "depthwise" if row.macs < 32 * prod(shape) else "dense"
         extents = "x".join(str(d) for d in shape[1:])

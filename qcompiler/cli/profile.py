@@ -35,6 +35,12 @@ def command(
             "instructions where an emulator is installed.",
         ),
     ] = False,
+    count: Annotated[
+        bool,
+        typer.Option(
+            help="With --static: emulate a run to count its instructions, where an emulator is installed."
+        ),
+    ] = True,
     require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
@@ -42,7 +48,9 @@ def command(
     """Shows time, GMAC/s and share of the chip's peak for every operator."""
     with guarded(traceback):
         if static:
-            _show_static(bundle, require_signature, data=data, threads=threads, peak=peak, json=json)
+            _show_static(
+                bundle, require_signature, count=count, data=data, threads=threads, peak=peak, json=json
+            )
             return
         from qcompiler import report
         from qcompiler.driver.profile import profile
@@ -79,7 +87,7 @@ def command(
 
 
 def _show_static(
-    bundle: Path, require_signature: Path | None, *, data: Path | None, threads: int | None, peak: float | None, json: bool
+    bundle: Path, require_signature: Path | None, *, count: bool, data: Path | None, threads: int | None, peak: float | None, json: bool
 ) -> None:  # fmt: skip
     from qcompiler import report
     from qcompiler.driver.static_profile import static_profile
@@ -88,7 +96,7 @@ def _show_static(
     for option, given in (("--data", data), ("--threads", threads), ("--peak", peak)):
         if given is not None:
             raise ConfigError(f"{option} is for a measured run, which --static is not; leave one of them out")
-    result = static_profile(bundle, require_signature=require_signature)
+    result = static_profile(bundle, count=count, require_signature=require_signature)
     if json:
         emit_json(result)
         return

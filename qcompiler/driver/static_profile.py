@@ -76,13 +76,16 @@ class StaticProfile:
     counting: str
 
 
-def static_profile(bundle: Path, *, require_signature: Path | None = None) -> StaticProfile:
+def static_profile(
+    bundle: Path, *, count: bool = True, require_signature: Path | None = None
+) -> StaticProfile:
     """Estimates the inner loop of every layer; the bundle may be for any architecture.
 
     Where the bundle's architecture can be emulated, one run is emulated to count the instructions that it executes.
 
     Args:
         bundle: the bundle's folder.
+        count: emulate a run where that is possible.
         require_signature: a public key; the bundle must be signed by its owner.
 
     Raises:
@@ -94,7 +97,7 @@ def static_profile(bundle: Path, *, require_signature: Path | None = None) -> St
     target = registry.resolve(manifest.target_name)
     library = bundle / LIBRARY_NAME
     kernels = kernel_functions(library)
-    blocks, counting = _executed(bundle, manifest)
+    blocks, counting = _executed(bundle, manifest) if count else (None, "not counted, as asked")
     callers = Counter(layer.function for layer in manifest.layers)
     found: dict[str, StaticRow | None] = {}
     rows, without_loop = [], []
