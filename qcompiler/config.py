@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from qcompiler.errors import ConfigError
 
-Observer = Literal["minmax", "moving-average", "percentile", "mse"]
+CalibrationMethod = Literal["minmax", "moving-average", "percentile", "mse", "entropy", "auto"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class CompileConfig:
 
     Attributes:
         target: name of a target description, or ``native`` for the CPU this runs on.
-        observer: how activation ranges are found in the calibration data.
+        calibration_method: how activation ranges are found in the calibration data; ``auto`` is the best of the others
+            for each tensor, by the error that its quantization causes in the layers that read it.
         percentile: for ``percentile``, the share of values inside the range, in percent, in (50, 100].
         averaging_constant: for ``moving-average``, the weight of the newest batch, in (0, 1].
         skip_first: leave the first convolution or linear layer in float.
@@ -31,7 +32,7 @@ class CompileConfig:
     """
 
     target: str = "native"
-    observer: Observer = "minmax"
+    calibration_method: CalibrationMethod = "minmax"
     percentile: float = 99.99
     averaging_constant: float = 0.01
     skip_first: bool = False
@@ -44,8 +45,9 @@ class CompileConfig:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.observer not in get_args(Observer):
-            raise ConfigError(f"unknown observer {self.observer!r}; known: {', '.join(get_args(Observer))}")
+        if self.calibration_method not in get_args(CalibrationMethod):
+            known = ", ".join(get_args(CalibrationMethod))
+            raise ConfigError(f"unknown calibration_method {self.calibration_method!r}; known: {known}")
         if not 50.0 < self.percentile <= 100.0:
             raise ConfigError(f"percentile is {self.percentile}; it must be above 50 and at most 100")
         if not 0.0 < self.averaging_constant <= 1.0:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Json, ProgressOption, Traceback, emit_json, guarded
-from qcompiler.config import CompileConfig, Observer
+from qcompiler.cli.options import CalibrationMethodOption, Json, ProgressOption, Traceback, emit_json, guarded
+from qcompiler.config import CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -34,9 +34,7 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip to compile for (qcompile targets); 'native' is this machine's.")
     ] = _DEFAULTS.target,
-    observer: Annotated[
-        str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
-    ] = _DEFAULTS.observer,
+    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
     percentile: Annotated[
         float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
     ] = _DEFAULTS.percentile,
@@ -77,7 +75,7 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
-            observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # CompileConfig checks it
             percentile=percentile,
             averaging_constant=averaging_constant,
             skip_first=skip_first,

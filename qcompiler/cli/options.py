@@ -7,10 +7,11 @@ import traceback as tracebacks
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
+from qcompiler.config import CalibrationMethod
 from qcompiler.errors import ConfigError, QCompilerError
 
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -32,6 +33,15 @@ RequireSignature = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use only the first samples.", min=1, show_default=False)]
+CalibrationMethodOption = Annotated[
+    str,
+    typer.Option(
+        "--calibration-method",
+        "--observer",
+        help=f"How activation ranges are found: {', '.join(get_args(CalibrationMethod))}; 'auto' is the best of "
+        "the others for each tensor, by measured error. --observer is the option's former name.",
+    ),
+]
 SourceModel = Annotated[
     str | None,
     typer.Option(

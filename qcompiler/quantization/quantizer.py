@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.export import ExportedProgram
@@ -15,8 +16,10 @@ from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
 from qcompiler.quantization.calibration import track
 from qcompiler.quantization.canonical import canonicalize
+from qcompiler.quantization.choose_ranges import choose_ranges
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
 from qcompiler.quantization.places import FloatOperator, place
+from qcompiler.quantization.simulation import Simulation
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
 
@@ -47,18 +50,47 @@ def quantize(
         QuantizationError: ``keep_float`` names what the model does not have.
         CalibrationError: there is no batch, or a tensor is not finite.
     """
+    calibrated = calibrate(ep, rules, list(batches), config)
+    with torch.no_grad():
+        converted = convert_pt2e(calibrated.graph, fold_quantize=True)
+        _drop_unused(converted)
+        quantized = torch.export.export(converted, calibrated.examples)
+    _copy_places(converted, quantized)
+    return quantized, calibrated.quantizer.float_operators
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float graph with calibrated observers, to convert or to simulate.
+
+    Attributes:
+        graph: as ``prepare_pt2e`` makes it.
+        quantizer: what annotated it, with the units computed in integers and the operators left in float.
+        examples: inputs to export the graph with.
+    """
+
+    graph: GraphModule
+    quantizer: TargetQuantizer
+    examples: tuple[torch.Tensor, ...]
+
+
+def calibrate(
+    ep: ExportedProgram,
+    rules: QuantizationRules,
+    batches: Sequence[tuple[torch.Tensor, ...]],
+    config: CompileConfig,
+) -> Calibrated:
+    """The first half of :func:`quantize`, of the same arguments: up to the ranges of all tensors."""
     model, examples = _canonical(ep)
     rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
     quantizer = TargetQuantizer(rules, config)
     prepared = prepare_pt2e(model, quantizer)
     with torch.no_grad():
-        _calibrate(prepared, batches, config)
+        _observe(prepared, batches, config)
+        if config.calibration_method == "auto":
+            choose_ranges(Simulation(prepared), batches)
         _fit_weights(prepared, quantizer)
-        converted = convert_pt2e(prepared, fold_quantize=True)
-        _drop_unused(converted)
-        quantized = torch.export.export(converted, examples)
-    _copy_places(converted, quantized)
-    return quantized, quantizer.float_operators
+    return Calibrated(prepared, quantizer, examples)
 
 
 def respell(ep: ExportedProgram) -> ExportedProgram:
@@ -88,8 +120,8 @@ def _canonical(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ..
     return model, examples
 
 
-def _calibrate(
-    prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]], config: CompileConfig
+def _observe(
+    prepared: GraphModule, batches: Sequence[tuple[torch.Tensor, ...]], config: CompileConfig
 ) -> None:
     modules = dict(prepared.named_modules(remove_duplicate=False))
     hooks, hooked = [], set()
@@ -101,16 +133,12 @@ def _calibrate(
         source = node.args[0]
         assert isinstance(source, Node), node
         hooks.append(observer.register_forward_pre_hook(_finite(source)))
-    count = 0
-    if config.progress:
-        batches = track(batches if isinstance(batches, Sequence) else list(batches), True)
-    for batch in batches:
+    if not batches:
+        raise CalibrationError("the calibration data is empty; give at least one batch")
+    for batch in track(batches, config.progress):
         prepared(*batch)
-        count += 1
     for hook in hooks:
         hook.remove()
-    if not count:
-        raise CalibrationError("the calibration data is empty; give at least one batch")
 
 
 def _finite(source: Node) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
