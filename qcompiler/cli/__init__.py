@@ -9,6 +9,7 @@ import warnings
 import typer
 
 from qcompiler.cli import (
+    analyze,
     bench,
     compile,
     demo,
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    compile, tune, run, evaluate, bench, profile, verify, inspect, sign, export, targets, demo,
+    compile, analyze, tune, run, evaluate, bench, profile, verify, inspect, sign, export, targets, demo,
 ):  # fmt: skip
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(logs.app, name="logs")

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import CalibrationMethodOption, Json, ProgressOption, Traceback, emit_json, guarded
+from qcompiler.cli.options import (
+    CalibrationMethodOption,
+    EffortOption,
+    Json,
+    ProgressOption,
+    Traceback,
+    emit_json,
+    guarded,
+)
 from qcompiler.config import CompileConfig
 
 _DEFAULTS = CompileConfig()
@@ -34,7 +42,26 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip to compile for (qcompile targets); 'native' is this machine's.")
     ] = _DEFAULTS.target,
+    effort: EffortOption = _DEFAULTS.effort,
     calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    equalize: Annotated[
+        bool | None,
+        typer.Option(help="Scale the weights of two layers so that the channels between have ranges alike."),
+    ] = _DEFAULTS.equalize,
+    smooth: Annotated[
+        bool | None,
+        typer.Option(help="Move ranges from linear layers' inputs into their weights (SmoothQuant)."),
+    ] = _DEFAULTS.smooth,
+    adaptive_rounding: Annotated[
+        bool | None, typer.Option(help="Round weights such that the layers' outputs change least.")
+    ] = _DEFAULTS.adaptive_rounding,
+    bias_correction: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the mean error of layers back: 'empirical' on the data, 'fast' from batch norms, 'off'.",
+            show_default=False,
+        ),
+    ] = _DEFAULTS.bias_correction,
     percentile: Annotated[
         float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
     ] = _DEFAULTS.percentile,
@@ -75,7 +102,12 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
-            calibration_method=calibration_method,  # type: ignore[arg-type]  # CompileConfig checks it
+            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
+            equalize=equalize,
+            smooth=smooth,
+            adaptive_rounding=adaptive_rounding,
+            bias_correction=bias_correction,  # type: ignore[arg-type]  # the same
             percentile=percentile,
             averaging_constant=averaging_constant,
             skip_first=skip_first,
@@ -108,6 +140,8 @@ def command(
         reasons = [(r.operator, r.place, r.reason) for r in manifest.float_operators]
         slow = [(layer.operator, layer.name, layer.reason) for layer in manifest.layers if layer.reason]
         parts = [report.facts(f"Bundle {output}", values)]
+        if manifest.optimizations:
+            parts.append(report.optimizations(manifest.optimizations))
         if reasons:
             parts.append(report.table("Left in float", ["operator", "place", "reason"], reasons))
         if slow:

@@ -33,13 +33,21 @@ RequireSignature = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use only the first samples.", min=1, show_default=False)]
-CalibrationMethodOption = Annotated[
+EffortOption = Annotated[
     str,
+    typer.Option(
+        help="What is done to keep the accuracy: 'fast' takes the extremes as ranges; 'balanced' chooses ranges and "
+        "corrects biases; 'max' also equalizes, smooths and rounds adaptively. Options for one of these override it."
+    ),
+]
+CalibrationMethodOption = Annotated[
+    str | None,
     typer.Option(
         "--calibration-method",
         "--observer",
         help=f"How activation ranges are found: {', '.join(get_args(CalibrationMethod))}; 'auto' is the best of "
         "the others for each tensor, by measured error. --observer is the option's former name.",
+        show_default=False,
     ),
 ]
 SourceModel = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import tempfile
 from collections.abc import Iterable
@@ -33,8 +34,8 @@ from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
+from qcompiler.quantization import Effect, Quantized, quantize, respell
 from qcompiler.quantization import calibration as calibrations
-from qcompiler.quantization import quantize, respell
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
 from qcompiler.runtime.manifest import (
@@ -42,6 +43,7 @@ from qcompiler.runtime.manifest import (
     FloatRecord,
     LayerRecord,
     Manifest,
+    OptimizationRecord,
     TargetNeeds,
     TensorSpec,
     Versions,
@@ -94,8 +96,8 @@ def compile_model(
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     program = program_of(model, example_inputs)
-    quantized, refused = quantized_program(program, target, config, calibration)
-    return _build(quantized, refused, target, tvm_target, scheduler, config, Path(output))
+    quantized = quantized_program(program, target, config, calibration)
+    return _build(quantized, target, tvm_target, scheduler, config, Path(output))
 
 
 def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
@@ -112,35 +114,38 @@ def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) ->
 
 def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
-) -> tuple[ExportedProgram, list[FloatRecord]]:
+) -> Quantized:
     if capture.is_quantized(program):
         if calibration is not None:
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
-        return respell(program), []
+        return Quantized(respell(program), [])
+    return quantize(program, target.rules, batches_of(program, calibration), config)
+
+
+def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calibrations.Batch]:
+    """Calibration data as batches of a program's inputs."""
     if calibration is None:
         raise CalibrationError(
             "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"
         )
     inputs = capture.user_inputs(program)
     if isinstance(calibration, str | Path):
-        batches = calibrations.load_npz(calibration, inputs)
-    else:
-        batches = calibrations.from_iterable(calibration, inputs)
-    quantized, floats = quantize(program, target.rules, batches, config)
-    return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+        return calibrations.load_npz(calibration, inputs)
+    return calibrations.from_iterable(calibration, inputs)
 
 
 def _build(
-    program: ExportedProgram,
-    refused: list[FloatRecord],
+    quantized: Quantized,
     target: Target,
     tvm_target: tvm.target.Target,
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
 ) -> CompileResult:
+    program = quantized.program
+    refused = [FloatRecord(f.operator, f.place, f.reason) for f in quantized.float_operators]
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
     physical = pipeline.to_physical(
@@ -168,6 +173,7 @@ def _build(
             layers=tuple(_record(layer, counts) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=float_operators(integer.module, integer.notes, refused),
+            optimizations=tuple(map(_optimization, quantized.effects)),
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
@@ -200,6 +206,12 @@ def _code(module: tvm.IRModule, tvm_target: tvm.target.Target, library: Path) ->
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises
         fault = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise BuildError(f"code generation failed: {fault}; report this as a bug") from error
+
+
+def _optimization(effect: Effect) -> OptimizationRecord:
+    """An effect as the manifest has it; outputs without noise have no ratio in JSON."""
+    before, after = (db if math.isfinite(db) else None for db in (effect.before_db, effect.after_db))
+    return OptimizationRecord(effect.name, before, after, effect.kept, effect.changed, effect.refused)
 
 
 def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:

@@ -208,4 +208,4 @@ def activation_observer(config: CompileConfig) -> Callable[..., Any]:
         "entropy": EntropyObserver,
         "auto": AutoObserver.with_args(**percentile, **average),
     }
-    return constructors[config.calibration_method]
+    return constructors[config.methods.calibration_method]

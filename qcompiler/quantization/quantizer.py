@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.export import ExportedProgram
@@ -14,10 +15,12 @@ from qcompiler.config import CompileConfig
 from qcompiler.errors import CalibrationError
 from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
-from qcompiler.quantization.calibration import track
+from qcompiler.quantization.calibration import Batch, track
 from qcompiler.quantization.canonical import canonicalize
 from qcompiler.quantization.choose_ranges import choose_ranges
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
+from qcompiler.quantization.optimize.apply import optimize
+from qcompiler.quantization.optimize.effects import Effect
 from qcompiler.quantization.places import FloatOperator, place
 from qcompiler.quantization.simulation import Simulation
 from qcompiler.quantization.weights import PerChannelWeightObserver
@@ -26,12 +29,27 @@ from qcompiler.targets.base import QuantizationRules
 _PLACE_KEYS = ("nn_module_stack", "stack_trace")
 
 
+class Quantized(NamedTuple):
+    """What :func:`quantize` gives.
+
+    Attributes:
+        program: in PT2E form, with functional operators only: int8 weights as constants, and
+            ``quantized_decomposed`` quantize and dequantize operators around what integer kernels compute.
+        float_operators: the operators left in float, in the program's order.
+        effects: the optimizations that were tried, and what they gained.
+    """
+
+    program: ExportedProgram
+    float_operators: list[FloatOperator]
+    effects: tuple[Effect, ...] = ()
+
+
 def quantize(
     ep: ExportedProgram,
     rules: QuantizationRules,
-    batches: Iterable[tuple[torch.Tensor, ...]],
+    batches: Iterable[Batch],
     config: CompileConfig,
-) -> tuple[ExportedProgram, list[FloatOperator]]:
+) -> Quantized:
     """Quantize a float program with ranges found in calibration data.
 
     Args:
@@ -39,12 +57,7 @@ def quantize(
         rules: what the target's integer kernels accept.
         batches: calibration inputs, each a tuple with a tensor a model input, of the program's shapes and
             dtypes.
-        config: the observer, and what stays in float.
-
-    Returns:
-        The program in PT2E form, with functional operators only: int8 weights as constants, and
-        ``quantized_decomposed`` quantize and dequantize operators around what integer kernels compute. And
-        the operators left in float, in the program's order.
+        config: how, and what stays in float.
 
     Raises:
         QuantizationError: ``keep_float`` names what the model does not have.
@@ -52,11 +65,11 @@ def quantize(
     """
     calibrated = calibrate(ep, rules, list(batches), config)
     with torch.no_grad():
-        converted = convert_pt2e(calibrated.graph, fold_quantize=True)
+        converted = convert_pt2e(calibrated.simulation.prepared, fold_quantize=True)
         _drop_unused(converted)
         quantized = torch.export.export(converted, calibrated.examples)
     _copy_places(converted, quantized)
-    return quantized, calibrated.quantizer.float_operators
+    return Quantized(quantized, calibrated.quantizer.float_operators, calibrated.effects)
 
 
 @dataclass(frozen=True)
@@ -64,33 +77,48 @@ class Calibrated:
     """A float graph with calibrated observers, to convert or to simulate.
 
     Attributes:
-        graph: as ``prepare_pt2e`` makes it.
+        simulation: of the graph that ``prepare_pt2e`` makes.
         quantizer: what annotated it, with the units computed in integers and the operators left in float.
         examples: inputs to export the graph with.
+        effects: the optimizations that were tried.
     """
 
-    graph: GraphModule
+    simulation: Simulation
     quantizer: TargetQuantizer
     examples: tuple[torch.Tensor, ...]
+    effects: tuple[Effect, ...]
 
 
 def calibrate(
     ep: ExportedProgram,
     rules: QuantizationRules,
-    batches: Sequence[tuple[torch.Tensor, ...]],
+    batches: Sequence[Batch],
     config: CompileConfig,
 ) -> Calibrated:
     """The first half of :func:`quantize`, of the same arguments: up to the ranges of all tensors."""
+    if not batches:
+        raise CalibrationError("the calibration data is empty; give at least one batch")
     model, examples = _canonical(ep)
     rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
-    quantizer = TargetQuantizer(rules, config)
-    prepared = prepare_pt2e(model, quantizer)
-    with torch.no_grad():
+    quantizers: dict[GraphModule, TargetQuantizer] = {}
+
+    def prepare(graph: GraphModule) -> Simulation:
+        quantizer = TargetQuantizer(rules, config)
+        prepared = prepare_pt2e(graph, quantizer)
+        quantizers[prepared] = quantizer
         _observe(prepared, batches, config)
-        if config.calibration_method == "auto":
-            choose_ranges(Simulation(prepared), batches)
+        simulation = Simulation(prepared)
+        if config.methods.calibration_method == "auto":
+            choose_ranges(simulation, batches)
         _fit_weights(prepared, quantizer)
-    return Calibrated(prepared, quantizer, examples)
+        return simulation
+
+    def refit(simulation: Simulation) -> None:
+        _fit_weights(simulation.prepared, quantizers[simulation.prepared])
+
+    with torch.no_grad():
+        simulation, effects = optimize(model, batches, config, prepare, refit)
+    return Calibrated(simulation, quantizers[simulation.prepared], examples, tuple(effects))
 
 
 def respell(ep: ExportedProgram) -> ExportedProgram:
@@ -120,9 +148,7 @@ def _canonical(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ..
     return model, examples
 
 
-def _observe(
-    prepared: GraphModule, batches: Sequence[tuple[torch.Tensor, ...]], config: CompileConfig
-) -> None:
+def _observe(prepared: GraphModule, batches: Sequence[Batch], config: CompileConfig) -> None:
     modules = dict(prepared.named_modules(remove_duplicate=False))
     hooks, hooked = [], set()
     for node in prepared.graph.nodes:
@@ -133,8 +159,6 @@ def _observe(
         source = node.args[0]
         assert isinstance(source, Node), node
         hooks.append(observer.register_forward_pre_hook(_finite(source)))
-    if not batches:
-        raise CalibrationError("the calibration data is empty; give at least one batch")
     for batch in track(batches, config.progress):
         prepared(*batch)
     for hook in hooks:

@@ -9,6 +9,7 @@ integer kernels' by a step of the output's scale now and then.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -17,7 +18,7 @@ from torchao.quantization.pt2e.observer import ObserverBase
 
 from qcompiler.quantization.batch_norms import attribute
 
-Values = dict[Node, object]
+Values = dict[Node, Any]
 """What each node of a graph gave for one batch."""
 
 
@@ -84,7 +85,7 @@ class Simulation:
                 values[node] = self.compute(node, values, active)
         return values
 
-    def compute(self, node: Node, values: Mapping[Node, object], active: Collection[Node]) -> object:
+    def compute(self, node: Node, values: Mapping[Node, Any], active: Collection[Node]) -> Any:
         """One node's value from those of its inputs."""
         if node.op == "get_attr":
             return attribute(self.prepared, str(node.target)).detach()
@@ -100,7 +101,7 @@ class Simulation:
         return node.target(*arguments, **map_arg(node.kwargs, values.__getitem__))
 
     def rerun(
-        self, values: Mapping[Node, object], changed: Collection[Node], active: Collection[Node]
+        self, values: Mapping[Node, Any], changed: Collection[Node], active: Collection[Node]
     ) -> tuple[torch.Tensor, ...]:
         """The model's outputs when the ``changed`` nodes are computed anew, and all that depends on them.
 
@@ -112,7 +113,7 @@ class Simulation:
         found = self.update(dict(values), self.downstream(changed), active)
         return self.outputs(found)
 
-    def outputs(self, values: Mapping[Node, object]) -> tuple[torch.Tensor, ...]:
+    def outputs(self, values: Mapping[Node, Any]) -> tuple[torch.Tensor, ...]:
         """The model's outputs of floating-point numbers, from the values of a run."""
         leaves = torch.utils._pytree.tree_leaves(values[self.output])
         return tuple(v for v in leaves if isinstance(v, torch.Tensor) and v.is_floating_point())

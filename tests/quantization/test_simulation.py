@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import torch
-from small_networks import SHAPE, Calls, settle
+from prepared import BATCHES, calibrated
+from small_networks import Calls, settle
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from qcompiler.config import CompileConfig
 from qcompiler.quantization.choose_ranges import choose_ranges
 from qcompiler.quantization.observers import AutoObserver
-from qcompiler.quantization.quantizer import calibrate
 from qcompiler.quantization.simulation import Simulation, spread
-from qcompiler.targets.base import QuantizationRules
 
 
 def residual() -> nn.Module:
@@ -26,12 +25,8 @@ def residual() -> nn.Module:
     )
 
 
-BATCHES = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(k)),) for k in range(8)]
-
-
 def prepared(module: nn.Module, config: CompileConfig | None = None) -> Simulation:
-    program = torch.export.export(module, BATCHES[0])
-    return Simulation(calibrate(program, QuantizationRules(), BATCHES, config or CompileConfig()).graph)
+    return calibrated(module, config).simulation
 
 
 def test_without_quantizers_it_is_the_float_model() -> None:
