@@ -19,6 +19,7 @@ from qcompiler.cli import (
     logs,
     profile,
     run,
+    search,
     sign,
     targets,
     tune,
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    compile, analyze, tune, run, evaluate, bench, profile, verify, inspect, sign, export, targets, demo,
+    compile, analyze, search, tune, run, evaluate, bench, profile, verify, inspect, sign, export, targets, demo,
 ):  # fmt: skip
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(logs.app, name="logs")

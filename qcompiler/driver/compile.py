@@ -34,7 +34,7 @@ from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
-from qcompiler.quantization import Effect, Quantized, quantize, respell
+from qcompiler.quantization import Effect, Quantized, quantize_measured, respell
 from qcompiler.quantization import calibration as calibrations
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
@@ -70,6 +70,19 @@ class CompileResult:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Built:
+    """A bundle, and where its kernels come from.
+
+    Attributes:
+        result: the bundle.
+        kernels: as of :class:`~qcompiler.passes.pipeline.Physical`.
+    """
+
+    result: CompileResult
+    kernels: tuple[tuple[str, tuple[str, ...]], ...]
+
+
 def compile_model(
     model: Model,
     config: CompileConfig,
@@ -96,8 +109,12 @@ def compile_model(
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     program = program_of(model, example_inputs)
-    quantized = quantized_program(program, target, config, calibration)
-    return _build(quantized, target, tvm_target, scheduler, config, Path(output))
+    quantized = optimized_program(program, target, config, calibration)
+    refused = _float_records(quantized)
+    effects = quantized.effects
+    return build(
+        quantized.program, refused, target, tvm_target, scheduler, config, Path(output), effects
+    ).result
 
 
 def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
@@ -114,14 +131,32 @@ def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) ->
 
 def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
+) -> tuple[ExportedProgram, list[FloatRecord]]:
+    """The program and the float operators of :func:`optimized_program`."""
+    quantized = optimized_program(program, target, config, calibration)
+    return quantized.program, _float_records(quantized)
+
+
+def _float_records(quantized: Quantized) -> list[FloatRecord]:
+    return [FloatRecord(f.operator, f.place, f.reason) for f in quantized.float_operators]
+
+
+def optimized_program(
+    program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> Quantized:
+    """Step 2: the program in PT2E form, what stays in float, and what the optimizations gained."""
     if capture.is_quantized(program):
+        if config.plan is not None:
+            raise ConfigError(
+                f"plan {config.plan}: the model is quantized already, and its own quantize nodes say what is int8; "
+                "give the float model, or no plan"
+            )
         if calibration is not None:
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
         return Quantized(respell(program), [])
-    return quantize(program, target.rules, batches_of(program, calibration), config)
+    return quantize_measured(program, target.rules, batches_of(program, calibration), config)
 
 
 def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calibrations.Batch]:
@@ -136,16 +171,17 @@ def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calib
     return calibrations.from_iterable(calibration, inputs)
 
 
-def _build(
-    quantized: Quantized,
+def build(
+    program: ExportedProgram,
+    refused: list[FloatRecord],
     target: Target,
     tvm_target: tvm.target.Target,
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
-) -> CompileResult:
-    program = quantized.program
-    refused = [FloatRecord(f.operator, f.place, f.reason) for f in quantized.float_operators]
+    effects: Iterable[Effect] = (),
+) -> Built:
+    """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
     physical = pipeline.to_physical(
@@ -173,7 +209,7 @@ def _build(
             layers=tuple(_record(layer, counts) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=float_operators(integer.module, integer.notes, refused),
-            optimizations=tuple(map(_optimization, quantized.effects)),
+            optimizations=tuple(map(_optimization, effects)),
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
@@ -190,7 +226,7 @@ def _build(
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:
         log.info("%s at %s stays in float: %s", record.operator, record.place, record.reason)
-    return CompileResult(written, read_manifest(written))
+    return Built(CompileResult(written, read_manifest(written)), physical.kernels)
 
 
 def _jsonable(value: Any) -> Any:

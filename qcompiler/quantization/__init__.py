@@ -6,6 +6,6 @@ quiet()
 
 from qcompiler.quantization.optimize.effects import Effect  # noqa: E402
 from qcompiler.quantization.places import FloatOperator  # noqa: E402  torchao is quiet from here on
-from qcompiler.quantization.quantizer import Quantized, quantize, respell  # noqa: E402
+from qcompiler.quantization.quantizer import Quantized, quantize, quantize_measured, respell  # noqa: E402
 
-__all__ = ["Effect", "FloatOperator", "Quantized", "quantize", "respell"]
+__all__ = ["Effect", "FloatOperator", "Quantized", "quantize", "quantize_measured", "respell"]

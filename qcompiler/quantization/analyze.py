@@ -6,6 +6,7 @@ gives it. So the rows' errors add up to the model's, and one can ask what each c
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +15,8 @@ import torch
 from torch.fx import Node
 
 from qcompiler.quantization.calibration import Batch, track
-from qcompiler.quantization.operator_classes import SHARING_CLASSES, aten, operator_name
+from qcompiler.quantization.layers import name_layers
+from qcompiler.quantization.operator_classes import SHARING_CLASSES, operator_name
 from qcompiler.quantization.optimize.effects import decibels, sqnr
 from qcompiler.quantization.places import module_path
 from qcompiler.quantization.quantizer import Calibrated
@@ -30,7 +32,7 @@ class LayerError:
     """What quantization does to one layer and through it to the model's outputs; ratios in decibels.
 
     Attributes:
-        name: path of its module, or the operator and node; ``input NAME`` for a tensor that is quantized as it comes.
+        name: as plans have it; ``input NAME`` and ``float NAME`` for a float tensor that is quantized for the next.
         operator: its operators, as in ``conv2d + add + relu``.
         sqnr_db: signal to quantization noise of its output when it alone is quantized and its input is exact.
         model_sqnr_db: the same in the quantized model, with the errors of the layers before it.
@@ -103,8 +105,8 @@ def analyze_layers(calibrated: Calibrated, batches: Sequence[Batch], progress: b
         batches: inputs to measure on, from the calibration data or others.
         progress: show a progress bar.
     """
-    simulation = calibrated.simulation
-    rows = _rows(calibrated)
+    simulation = Simulation(calibrated.model)
+    rows = _rows(calibrated, simulation)
     everything = simulation.quantizers
     exact: list[tuple[torch.Tensor, ...]] = []
     found: list[tuple[torch.Tensor, ...]] = []
@@ -123,9 +125,10 @@ def analyze_layers(calibrated: Calibrated, batches: Sequence[Batch], progress: b
     return LayerErrors(sqnr(zip(exact, found, strict=True)), samples, layers)
 
 
-def _rows(calibrated: Calibrated) -> list[_Row]:
-    simulation, units = calibrated.simulation, calibrated.quantizer.selection.units
+def _rows(calibrated: Calibrated, simulation: Simulation) -> list[_Row]:
+    units = calibrated.quantizer.selection.units
     by_output = {unit.output: unit for unit in units}
+    names = {unit.output: name for name, unit in name_layers(units, simulation.nodes).items()}
 
     def origin(node: Node) -> Node:
         """What gave the values of a tensor, before they were moved."""
@@ -133,46 +136,37 @@ def _rows(calibrated: Calibrated) -> list[_Row]:
             unit = by_output.get(node)
             if unit is not None and unit.kind in SHARING_CLASSES:
                 node = unit.inputs[0][0]
-            elif (
-                ("val" in node.meta and not isinstance(node.meta["val"], torch.Tensor))
-                or node in simulation.observers
-                or str(node.target) == "<built-in function getitem>"
-            ):
+            elif node in simulation.observers or node.target is operator.getitem:
                 node = node.all_input_nodes[0]
             else:
                 return node
+
+    def row(output: Node) -> _Row:
+        unit = by_output.get(output)
+        if unit is not None:
+            described = " + ".join(operator_name(n) for n in unit.nodes)
+            # The channels of a linear layer's result are its last dimension.
+            axis = -1 if unit.kind == "linear" else 1
+            return _Row(names[output], described, axis, unit.nodes)
+        if output.op == "placeholder":
+            return _Row(f"input {output.name}", "input", 1, ())
+        return _Row(f"float {module_path(output) or output.name}", operator_name(output), 1, ())
 
     rows: dict[Node, _Row] = {}
     for quantizer in simulation.observers:
         (source,) = quantizer.all_input_nodes
         if simulation.is_constant(quantizer):
-            readers = [u for u in units if set(quantizer.users) & set(u.nodes)]
-            for unit in readers[:1]:
-                rows.setdefault(unit.output, _row(unit.output, unit.nodes)).weights.append(quantizer)
+            reader = next(unit for unit in units if set(quantizer.users) & set(unit.nodes))
+            if reader.output not in rows:
+                rows[reader.output] = row(reader.output)
+            rows[reader.output].weights.append(quantizer)
             continue
         node = origin(source)
-        known = by_output.get(node)
-        rows.setdefault(node, _row(node, known.nodes if known else (node,))).outputs.append(quantizer)
+        if node not in rows:
+            rows[node] = row(node)
+        rows[node].outputs.append(quantizer)
     order = {node: i for i, node in enumerate(simulation.nodes)}
     return [rows[node] for node in sorted(rows, key=order.__getitem__)]
-
-
-def _row(output: Node, nodes: tuple[Node, ...]) -> _Row:
-    if output.op == "placeholder":
-        return _Row(f"input {output.name}", "input", 1, ())
-    path = next((path for path in map(module_path, nodes) if path), "")
-    operator = " + ".join(operator_name(n) for n in nodes)
-    # The channels of a linear layer's result are its last dimension.
-    axis = -1 if nodes[0].target is aten.linear.default else 1
-    return _Row(
-        path if path and nodes[0].target in _LAYERS else f"{operator} ({path or output.name})",
-        operator,
-        axis,
-        nodes,
-    )
-
-
-_LAYERS = frozenset({aten.conv2d.default, aten.linear.default})
 
 
 def _measure(simulation: Simulation, row: _Row, floats: Values, rounded: Values) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch.export import ExportedProgram
@@ -18,6 +17,7 @@ from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
 from qcompiler.quantization.calibration import Batch, track
 from qcompiler.quantization.canonical import canonicalize
 from qcompiler.quantization.choose_ranges import choose_ranges
+from qcompiler.quantization.layers import LAYER
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
 from qcompiler.quantization.optimize.apply import optimize
 from qcompiler.quantization.optimize.effects import Effect
@@ -26,11 +26,12 @@ from qcompiler.quantization.simulation import Simulation
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
 
-_PLACE_KEYS = ("nn_module_stack", "stack_trace")
+_PLACE_KEYS = ("nn_module_stack", "stack_trace", LAYER)
 
 
-class Quantized(NamedTuple):
-    """What :func:`quantize` gives.
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """What :func:`quantize_measured` gives.
 
     Attributes:
         program: in PT2E form, with functional operators only: int8 weights as constants, and
@@ -49,6 +50,17 @@ def quantize(
     rules: QuantizationRules,
     batches: Iterable[Batch],
     config: CompileConfig,
+) -> tuple[ExportedProgram, list[FloatOperator]]:
+    """The program and the float operators of :func:`quantize_measured`."""
+    result = quantize_measured(ep, rules, batches, config)
+    return result.program, result.float_operators
+
+
+def quantize_measured(
+    ep: ExportedProgram,
+    rules: QuantizationRules,
+    batches: Iterable[Batch],
+    config: CompileConfig,
 ) -> Quantized:
     """Quantize a float program with ranges found in calibration data.
 
@@ -63,40 +75,46 @@ def quantize(
         QuantizationError: ``keep_float`` names what the model does not have.
         CalibrationError: there is no batch, or a tensor is not finite.
     """
-    calibrated = calibrate(ep, rules, list(batches), config)
+    calibrated = calibrate(ep, rules, batches, config)
     with torch.no_grad():
-        converted = convert_pt2e(calibrated.simulation.prepared, fold_quantize=True)
+        converted = convert_pt2e(calibrated.model, fold_quantize=True)
         _drop_unused(converted)
         quantized = torch.export.export(converted, calibrated.examples)
     _copy_places(converted, quantized)
     return Quantized(quantized, calibrated.quantizer.float_operators, calibrated.effects)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A float graph with calibrated observers, to convert or to simulate.
+    """A float graph with observers that have seen the calibration data.
 
     Attributes:
-        simulation: of the graph that ``prepare_pt2e`` makes.
-        quantizer: what annotated it, with the units computed in integers and the operators left in float.
-        examples: inputs to export the graph with.
+        model: the graph; what :attr:`quantizer` would quantize goes through observers, whose nodes call modules.
+        quantizer: annotated the graph; its selection holds the units that are to be computed in integers.
+        examples: inputs to export it with again.
         effects: the optimizations that were tried.
     """
 
-    simulation: Simulation
+    model: GraphModule
     quantizer: TargetQuantizer
     examples: tuple[torch.Tensor, ...]
-    effects: tuple[Effect, ...]
+    effects: tuple[Effect, ...] = ()
 
 
 def calibrate(
     ep: ExportedProgram,
     rules: QuantizationRules,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     config: CompileConfig,
 ) -> Calibrated:
-    """The first half of :func:`quantize`, of the same arguments: up to the ranges of all tensors."""
-    if not batches:
+    """The first half of :func:`quantize`: every scale is found and the weights are adapted.
+
+    Raises:
+        QuantizationError: ``keep_float`` names what the model does not have.
+        CalibrationError: there is no batch, or a tensor is not finite.
+    """
+    samples = list(batches)
+    if not samples:
         raise CalibrationError("the calibration data is empty; give at least one batch")
     model, examples = _canonical(ep)
     rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
@@ -106,10 +124,10 @@ def calibrate(
         quantizer = TargetQuantizer(rules, config)
         prepared = prepare_pt2e(graph, quantizer)
         quantizers[prepared] = quantizer
-        _observe(prepared, batches, config)
+        _observe(prepared, samples, config)
         simulation = Simulation(prepared)
         if config.methods.calibration_method == "auto":
-            choose_ranges(simulation, batches)
+            choose_ranges(simulation, samples)
         _fit_weights(prepared, quantizer)
         return simulation
 
@@ -117,8 +135,9 @@ def calibrate(
         _fit_weights(simulation.prepared, quantizers[simulation.prepared])
 
     with torch.no_grad():
-        simulation, effects = optimize(model, batches, config, prepare, refit)
-    return Calibrated(simulation, quantizers[simulation.prepared], examples, tuple(effects))
+        simulation, effects = optimize(model, samples, config, prepare, refit)
+    prepared = simulation.prepared
+    return Calibrated(prepared, quantizers[prepared], examples, tuple(effects))
 
 
 def respell(ep: ExportedProgram) -> ExportedProgram:

@@ -13,6 +13,7 @@ from qcompiler.config import CompileConfig
 from qcompiler.quantization.batch_norms import rewrite_batch_norms
 from qcompiler.quantization.optimize.effects import Batch
 from qcompiler.quantization.quantizer import Calibrated, _canonical, calibrate
+from qcompiler.quantization.simulation import Simulation
 from qcompiler.targets.base import QuantizationRules
 
 BATCHES: list[Batch] = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(k)),) for k in range(12)]
@@ -28,6 +29,10 @@ def calibrated(
     return calibrate(program, rules or QuantizationRules(), batches, config or CompileConfig())
 
 
+def simulated(module: nn.Module, config: CompileConfig | None = None) -> Simulation:
+    return Simulation(calibrated(module, config).model)
+
+
 def float_graph(module: nn.Module, batches: Sequence[Batch] = BATCHES) -> GraphModule:
     """The canonical graph of a module, its batch norms folded."""
     model, _ = _canonical(torch.export.export(module, batches[0]))
@@ -36,7 +41,8 @@ def float_graph(module: nn.Module, batches: Sequence[Batch] = BATCHES) -> GraphM
 
 
 def plain() -> nn.Module:
-    """Three convolutions with batch norms, and a linear layer."""
+    """Three convolutions with batch norms, and a linear layer; the same at each call."""
+    torch.manual_seed(7)
     layers = {
         "c1": nn.Conv2d(3, 8, 3, padding=1), "b1": nn.BatchNorm2d(8),
         "c2": nn.Conv2d(8, 8, 3, padding=1), "b2": nn.BatchNorm2d(8),

@@ -26,7 +26,7 @@ def residual() -> nn.Module:
 
 
 def prepared(module: nn.Module, config: CompileConfig | None = None) -> Simulation:
-    return calibrated(module, config).simulation
+    return Simulation(calibrated(module, config).model)
 
 
 def test_without_quantizers_it_is_the_float_model() -> None:

@@ -51,7 +51,7 @@ def prepare_ours(request: Request, stage: Stage) -> Made:
     program = request.load()
     with stage("quantize"):
         batches = [tuple(map(torch.from_numpy, inputs)) for _, inputs in request.samples.batches()]
-        quantized = quantize(program, resolve("native").rules, batches, CompileConfig()).program
+        quantized, _ = quantize(program, resolve("native").rules, batches, CompileConfig())
     return _compile(quantized, request, stage)
 
 

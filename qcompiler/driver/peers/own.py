@@ -34,7 +34,7 @@ def prepare(request: Request, stage: Stage) -> Made:
     batches = [tuple(map(torch.from_numpy, inputs)) for _, inputs in request.samples.batches()]
     config = CompileConfig()
     with stage("quantize"):
-        quantized = quantize(program, resolve(config.target).rules, batches, config).program
+        quantized, _ = quantize(program, resolve(config.target).rules, batches, config)
     bundle = request.folder / "bundle"
     with stage("compile"):
         compile_model(quantized, config, calibration=None, output=bundle)

@@ -61,7 +61,7 @@ def tune_model(
     tvm_target = registry.to_tvm(target, cores=1)
     writer = LogWriter(folder, Key.of(target, threads), tvm_target)
     program = driver.program_of(model, example_inputs)
-    quantized = driver.quantized_program(program, target, config, calibration).program
+    quantized, _ = driver.quantized_program(program, target, config, calibration)
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(quantized), dump)
     physical = pipeline.to_physical(integer.module, target, tvm_target, dump=dump, **kernels(target))

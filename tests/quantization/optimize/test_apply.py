@@ -13,16 +13,17 @@ from qcompiler.errors import ConfigError
 from qcompiler.quantization.optimize import apply
 from qcompiler.quantization.optimize.effects import Change, divide, sqnr
 from qcompiler.quantization.quantizer import Calibrated
+from qcompiler.quantization.simulation import Simulation
 
 
 @torch.no_grad()
 def outputs(result: Calibrated) -> torch.Tensor:
-    simulation = result.simulation
+    simulation = Simulation(result.model)
     return torch.cat([simulation.outputs(simulation.run(b, simulation.quantizers))[0] for b in BATCHES])
 
 
 def noise_db(result: Calibrated) -> float:
-    simulation = result.simulation
+    simulation = Simulation(result.model)
     with torch.no_grad():
         expected = [simulation.outputs(simulation.run(b, ())) for b in BATCHES]
     found = [(row[None],) for row in outputs(result)]

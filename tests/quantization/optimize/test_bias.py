@@ -29,7 +29,7 @@ def outputs(simulation: Simulation, active: Collection[Node]) -> torch.Tensor:
 
 
 def test_empirical_correction_leaves_no_mean_error() -> None:
-    simulation = calibrated(plain(), rules=COARSE).simulation
+    simulation = Simulation(calibrated(plain(), rules=COARSE).model)
     expected = outputs(simulation, ())
     before = (outputs(simulation, simulation.quantizers) - expected).mean(dim=0)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_a_layer_without_bias_gets_one() -> None:
         c=nn.Conv2d(3, 8, 3, bias=False),
         fc=nn.Linear(8, 4, bias=False),
     ).eval()
-    simulation = calibrated(module, rules=COARSE).simulation
+    simulation = Simulation(calibrated(module, rules=COARSE).model)
     expected = outputs(simulation, ())
     with torch.no_grad():
         correct_biases(simulation, BATCHES)
@@ -59,7 +59,7 @@ def test_a_layer_without_bias_gets_one() -> None:
 
 def test_fast_correction_takes_most_of_the_mean_error_back() -> None:
     module = plain()
-    simulation = calibrated(module, rules=COARSE).simulation
+    simulation = Simulation(calibrated(module, rules=COARSE).model)
     expected = outputs(simulation, ())
     weights = simulation.quantizers - set(simulation.activation_quantizers)
     before = (outputs(simulation, weights) - expected).mean(dim=0)
@@ -95,7 +95,7 @@ def test_layers_whose_input_has_no_known_mean_are_named() -> None:
             c1=nn.Conv2d(3, 8, 3), b1=nn.BatchNorm2d(8), c2=nn.Conv2d(8, 8, 3), c3=nn.Conv2d(8, 4, 3),
         )
     )  # fmt: skip
-    simulation = calibrated(module).simulation
+    simulation = Simulation(calibrated(module).model)
     with torch.no_grad():
         change = correct_biases_fast(simulation, BATCHES)
     assert change.changed == 1
