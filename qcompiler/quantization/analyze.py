@@ -149,7 +149,7 @@ def _rows(calibrated: Calibrated, simulation: Simulation) -> list[_Row]:
             axis = -1 if unit.kind == "linear" else 1
             return _Row(names[output], described, axis, unit.nodes)
         if output.op == "placeholder":
-            return _Row(f"input {output.name}", "input", 1, ())
+            return _Row(f"input {output.target}", "input", 1, ())
         return _Row(f"float {module_path(output) or output.name}", operator_name(output), 1, ())
 
     rows: dict[Node, _Row] = {}

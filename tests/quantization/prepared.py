@@ -29,8 +29,13 @@ def calibrated(
     return calibrate(program, rules or QuantizationRules(), batches, config or CompileConfig())
 
 
-def simulated(module: nn.Module, config: CompileConfig | None = None) -> Simulation:
-    return Simulation(calibrated(module, config).model)
+def simulated(
+    module: nn.Module,
+    config: CompileConfig | None = None,
+    batches: Sequence[Batch] = BATCHES,
+    rules: QuantizationRules | None = None,
+) -> Simulation:
+    return Simulation(calibrated(module, config, batches, rules).model)
 
 
 def float_graph(module: nn.Module, batches: Sequence[Batch] = BATCHES) -> GraphModule:

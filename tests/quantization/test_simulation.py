@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from prepared import BATCHES, calibrated
+from prepared import BATCHES, simulated
 from small_networks import Calls, settle
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
@@ -26,7 +26,7 @@ def residual() -> nn.Module:
 
 
 def prepared(module: nn.Module, config: CompileConfig | None = None) -> Simulation:
-    return Simulation(calibrated(module, config).model)
+    return simulated(module, config)
 
 
 def test_without_quantizers_it_is_the_float_model() -> None:

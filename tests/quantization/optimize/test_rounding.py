@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prepared import BATCHES, calibrated
+from prepared import BATCHES, simulated
 from small_networks import Calls
 from torch import nn
 
@@ -97,7 +97,7 @@ def test_a_linear_layer_over_several_dimensions_comes_closer() -> None:
 @torch.no_grad()
 def expect_closer(module: nn.Module) -> None:
     rules = QuantizationRules(weight_range=(-7, 7))
-    simulation = Simulation(calibrated(module.eval(), batches=IMAGES, rules=rules).model)
+    simulation = simulated(module.eval(), batches=IMAGES, rules=rules)
     (layer,) = layers_of(simulation)
     expected = [simulation.run(batch, ())[layer.node] for batch in IMAGES]
 
@@ -119,7 +119,7 @@ def expect_closer(module: nn.Module) -> None:
 
 def test_a_weight_that_two_layers_share_is_left_alone() -> None:
     module = Calls(lambda m, x: m.c(m.c(x)), c=nn.Conv2d(3, 3, 3)).eval()
-    simulation = Simulation(calibrated(module).model)
+    simulation = simulated(module)
     with torch.no_grad():
         change = round_adaptively(simulation, BATCHES)
     assert change.changed == 0
