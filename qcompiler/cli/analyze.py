@@ -11,7 +11,9 @@ from qcompiler.cli.options import (
     CalibrationMethodOption,
     EffortOption,
     Json,
+    KeepFloatOption,
     Limit,
+    PercentileOption,
     ProgressOption,
     Traceback,
     emit_json,
@@ -37,15 +39,8 @@ def command(
     ] = _DEFAULTS.target,
     effort: EffortOption = _DEFAULTS.effort,
     calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
-    percentile: Annotated[
-        float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
-    ] = _DEFAULTS.percentile,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
-        ),
-    ] = None,
+    percentile: PercentileOption = _DEFAULTS.percentile,
+    keep_float: KeepFloatOption = None,
     limit: Limit = None,
     html: Annotated[
         Path | None, typer.Option(help="File to write a page with plots to.", show_default=False)

@@ -11,6 +11,8 @@ from qcompiler.cli.options import (
     CalibrationMethodOption,
     EffortOption,
     Json,
+    KeepFloatOption,
+    PercentileOption,
     ProgressOption,
     Traceback,
     emit_json,
@@ -62,9 +64,7 @@ def command(
             show_default=False,
         ),
     ] = _DEFAULTS.bias_correction,
-    percentile: Annotated[
-        float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
-    ] = _DEFAULTS.percentile,
+    percentile: PercentileOption = _DEFAULTS.percentile,
     averaging_constant: Annotated[
         float, typer.Option(help="For 'moving-average': weight of the newest batch.")
     ] = _DEFAULTS.averaging_constant,
@@ -74,12 +74,7 @@ def command(
     skip_last: Annotated[
         bool, typer.Option(help="Leave the last convolution or linear layer in float.")
     ] = _DEFAULTS.skip_last,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
-        ),
-    ] = None,
+    keep_float: KeepFloatOption = None,
     plan: Annotated[
         Path | None,
         typer.Option(

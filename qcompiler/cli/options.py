@@ -51,6 +51,15 @@ CalibrationMethodOption = Annotated[
         show_default=False,
     ),
 ]
+PercentileOption = Annotated[
+    float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
+]
+KeepFloatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
+    ),
+]
 SourceModel = Annotated[
     str | None,
     typer.Option(
