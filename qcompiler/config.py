@@ -27,6 +27,7 @@ class CompileConfig:
         dump_ir: folder that gets one numbered file a pass, or None.
         tuned: use the tuning logs that come with the compiler.
         log: a folder with a tuning log to use besides; it comes first.
+        dim: of an ONNX model, values of symbolic extents as ``NAME=N``; an input's first axis is 1 if it is not named.
         progress: show a progress bar for long work.
     """
 
@@ -41,6 +42,7 @@ class CompileConfig:
     dump_ir: Path | None = None
     tuned: bool = True
     log: Path | None = None
+    dim: tuple[str, ...] = ()
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +56,15 @@ class CompileConfig:
             )
         if not self.target:
             raise ConfigError("target is empty; run 'qcompile targets' for the known ones")
+        for text in self.dim:
+            name, _, extent = text.rpartition("=")
+            if not name or not extent.isdecimal() or int(extent) < 1:
+                raise ConfigError(f"dim is {text!r}; give NAME=N with a positive number, as batch=4")
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The values that ``dim`` gives, by name."""
+        return {name: int(extent) for name, _, extent in (text.rpartition("=") for text in self.dim)}
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:

@@ -79,13 +79,14 @@ def compile_model(
     """Compiles a model into a bundle.
 
     Args:
-        model: a module (with ``example_inputs``), an exported program, the path of a ``.pt2`` archive, or
-            ``package.module:function`` that returns a module and its example inputs.
+        model: a module (with ``example_inputs``), an exported program, the path of a ``.pt2`` archive or of an
+            ``.onnx`` file, or ``package.module:function`` that returns a module and its example inputs.
         config: the options.
         calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
             input, or an iterable of batches. Not needed for a model that is quantized already.
         output: the folder to write; a bundle that is there already is replaced.
-        example_inputs: tensors of the shapes and dtypes that the library is for.
+        example_inputs: tensors of the shapes and dtypes that the library is for: of a module, or of an ONNX model,
+            whose extents need not be fixed.
 
     Raises:
         QCompilerError: the class says what kind of fault, the message what to do.
@@ -93,12 +94,22 @@ def compile_model(
     target = registry.resolve(config.target)
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
-    program = program_of(model, example_inputs)
+    program = program_of(model, example_inputs, config)
     quantized, refused = quantized_program(program, target, config, calibration)
     return _build(quantized, refused, target, tvm_target, scheduler, config, Path(output))
 
 
-def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
+def program_of(
+    model: Model, example_inputs: tuple[torch.Tensor, ...] | None, config: CompileConfig
+) -> ExportedProgram:
+    if isinstance(model, str | Path):
+        shapes = None
+        if example_inputs is not None and str(model).endswith(".onnx"):
+            shapes, example_inputs = [tuple(x.shape) for x in example_inputs], None
+        if example_inputs is None:
+            return capture.resolve(str(model), config.dims, shapes)
+    elif config.dim:
+        raise ConfigError("dim fixes the symbolic extents of ONNX files; other models have none")
     if isinstance(model, torch.nn.Module):
         if example_inputs is None:
             raise ConfigError(
@@ -106,8 +117,9 @@ def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) ->
             )
         return capture.capture(model, example_inputs)
     if example_inputs is not None:
-        raise ConfigError("example_inputs go with a module; an exported program has its own")
-    return capture.check(model) if isinstance(model, ExportedProgram) else capture.resolve(str(model))
+        raise ConfigError("example_inputs go with a module or an ONNX file; an exported program has its own")
+    assert isinstance(model, ExportedProgram)
+    return capture.check(model)
 
 
 def quantized_program(
