@@ -125,9 +125,7 @@ class _Graph:
         try:
             result = convert(node)
             if isinstance(result, Call):
-                if node.op_type in ("MatMul", "Gemm"):
-                    result = self._with_bias(node, result)
-                self._emit(node, result)
+                self._emit(node, self._with_bias(node, result) if result.takes_bias else result)
             else:
                 self._define(node.outputs[0], result)
         except QCompilerError:
@@ -219,8 +217,6 @@ class _Graph:
 
     def _with_bias(self, node: Node, call: Call) -> Call:
         """A matrix product with the constant that is added to it next, where nothing else reads the product."""
-        if call.function is not layers.linear or len(call.operands) != layers.WITHOUT_BIAS:
-            return call
         name = node.outputs[0]
         for position, proto in enumerate(self.proto.node):
             if self.users[name] != 1 or name not in proto.input:

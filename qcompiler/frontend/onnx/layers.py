@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,6 @@ from qcompiler.frontend.onnx.node import Call, Node, Operand, Runtime, as_tensor
 from qcompiler.frontend.onnx.weights import QuantizedConstant, symmetric
 
 log = logging.getLogger(__name__)
-
-WITHOUT_BIAS = 2
-"""Operands of a layer with float weights and no bias."""
 
 _NOTEWORTHY = 0.01
 """Steps; a weight that changes by less is what it was but for the rounding of float64."""
@@ -207,8 +205,10 @@ def _matmul(node: Node) -> Call:
     if node.is_constant(0) or node.rank(1) != 2 or node.rank(0) < 2 or isinstance(weight, Runtime):
         return Call(torch.matmul, [node.operand(0), node.operand(1)])
     if isinstance(weight, QuantizedConstant):
-        return _layer(node, linear, node.operand(0), weight.transposed([1, 0]), None)
-    return Call(linear, [node.operand(0), weight.t().contiguous()])
+        return replace(
+            _layer(node, linear, node.operand(0), weight.transposed([1, 0]), None), takes_bias=True
+        )
+    return Call(linear, [node.operand(0), weight.t().contiguous()], takes_bias=True)
 
 
 def _batch_norm(node: Node) -> Call:

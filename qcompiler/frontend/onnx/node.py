@@ -53,12 +53,14 @@ class Call:
         operands: in the function's order.
         shifted: the result stands for int8 and is held as uint8.
         outputs: names of the results, where they are not the node's own.
+        takes_bias: the function takes one operand more, a bias of the extent of its second operand's first axis.
     """
 
     function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
     operands: Sequence[Operand]
     shifted: bool = False
     outputs: tuple[str, ...] | None = None
+    takes_bias: bool = False
 
 
 class Node:

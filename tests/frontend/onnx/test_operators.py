@@ -196,7 +196,9 @@ def build(case: Case) -> tuple[Any, dict[str, Array]]:
     outputs = [f"y{k}" for k in range(case.outputs)]
     node = helper.make_node(case.operator, order, outputs, "node", domain=case.domain, **case.attributes)
     dtypes = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in runtime.items()}
-    if case.operator in ("ArgMax", "ArgMin", "Cast") or runtime["x0"].dtype == np.int64 and case.operator != "Gather":
+    if case.operator in ("ArgMax", "ArgMin", "Cast") or (
+        runtime["x0"].dtype == np.int64 and case.operator != "Gather"
+    ):
         dtypes |= dict.fromkeys(outputs, TensorProto.INT64)
     if case.operator in ("And", "Or", "Xor", "Not", "Equal", "Greater", "Less", "GreaterOrEqual"):
         dtypes |= dict.fromkeys(outputs, TensorProto.BOOL)
