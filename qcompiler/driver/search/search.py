@@ -200,7 +200,7 @@ def search(
         raise ConfigError("a search makes a plan and takes none; leave the plan out")
     target = registry.resolve(config.target)
     _check_here(target.name, target.family, target.required_features)
-    program = program_of(model, None)
+    program = program_of(model, None, config)
     if capture.is_quantized(program):
         raise ConfigError(f"model {model} is quantized already; a search needs the float model")
     batches = calibrations.load_npz(calibration, capture.user_inputs(program))
