@@ -162,8 +162,44 @@ def build(
     """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
+    model = IntegerModel(
+        integer.module,
+        _inputs(program, integer.module),
+        _outputs(program, integer.module),
+        float_operators(integer.module, integer.notes, refused),
+    )
+    return build_integer(model, target, tvm_target, scheduler, config, output, dump)
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerModel:
+    """A model after the phase *integer*, which is the same for every target.
+
+    Attributes:
+        module: Relax module with ``qc.*`` operators.
+        inputs: its inputs by the user's names.
+        outputs: its outputs.
+        float_operators: what stayed in float, and why.
+    """
+
+    module: tvm.IRModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    float_operators: tuple[FloatRecord, ...]
+
+
+def build_integer(
+    model: IntegerModel,
+    target: Target,
+    tvm_target: tvm.target.Target,
+    scheduler: TunedScheduler,
+    config: CompileConfig,
+    output: Path,
+    dump: pipeline.Dump,
+) -> Built:
+    """An integer model as a bundle for a target: steps 5 to 7."""
     physical = pipeline.to_physical(
-        integer.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
+        model.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
     lift = LiftConstants()
@@ -173,8 +209,8 @@ def build(
         _code(machine, tvm_target, library)
         counts = count_instructions(library)
         manifest = Manifest(
-            inputs=_inputs(program, integer.module),
-            outputs=_outputs(program, integer.module),
+            inputs=model.inputs,
+            outputs=model.outputs,
             target=json.loads(json.dumps(asdict(target), default=_jsonable)),
             constants=bundle.constant_specs(lift.constants),
             versions=Versions(
@@ -186,7 +222,7 @@ def build(
             ),
             layers=tuple(_record(layer, counts) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
-            float_operators=float_operators(integer.module, integer.notes, refused),
+            float_operators=model.float_operators,
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
@@ -198,7 +234,7 @@ def build(
             extra[CONSTANTS_NAME] = bundle.constants_bytes(lift.constants)
         if config.embed_reference:
             reference = Path(folder) / bundle.REFERENCE_NAME
-            storage.save(integer.module, reference)
+            storage.save(model.module, reference)
             extra[bundle.REFERENCE_NAME] = reference
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:

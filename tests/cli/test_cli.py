@@ -18,6 +18,7 @@ from qcompiler.targets.registry import known
 
 COMMANDS = [
     "compile",
+    "quantize",
     "search",
     "tune",
     "run",
@@ -26,6 +27,7 @@ COMMANDS = [
     "profile",
     "verify",
     "inspect",
+    "migrate",
     "sign",
     "export",
     "targets",
