@@ -107,7 +107,13 @@ def compile_model(
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     program = program_of(model, example_inputs)
-    quantized, refused = quantized_program(program, target, config, calibration)
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        if config.gate:
+            from qcompiler.driver.search.gate import gated  # compiles, and so imports this file
+
+            plan = Path(folder) / "plan.json"
+            config, calibration = gated(program, target, scheduler, config, calibration, plan)
+        quantized, refused = quantized_program(program, target, config, calibration)
     return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
 
 
@@ -137,17 +143,24 @@ def quantized_program(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
         return respell(program), []
+    quantized, floats = quantize(program, target.rules, batches_of(program, calibration), config)
+    return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+
+
+def batches_of(program: ExportedProgram, calibration: Calibration) -> list[tuple[torch.Tensor, ...]]:
+    """Calibration data as checked batches of the program's own shapes.
+
+    Raises:
+        CalibrationError: there is none, or it does not fit the program.
+    """
     if calibration is None:
         raise CalibrationError(
             "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"
         )
     inputs = capture.user_inputs(program)
     if isinstance(calibration, str | Path):
-        batches = calibrations.load_npz(calibration, inputs)
-    else:
-        batches = calibrations.from_iterable(calibration, inputs)
-    quantized, floats = quantize(program, target.rules, batches, config)
-    return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+        return calibrations.load_npz(calibration, inputs)
+    return calibrations.from_iterable(calibration, inputs)
 
 
 def build(
