@@ -112,6 +112,15 @@ def test_lists() -> None:
             options.integers("--threads", text)
 
 
+def test_durations() -> None:
+    assert options.seconds("--max-latency", None) is None
+    found = [options.seconds("--max-latency", text) for text in ("3ms", "250 us", "0.5s")]
+    assert found == pytest.approx([3e-3, 250e-6, 0.5])
+    for text in ("3", "", "0ms", "-1ms", "ms", "1e3ms", "3 min"):
+        with pytest.raises(ConfigError, match=f"--max-latency is '{text}'"):
+            options.seconds("--max-latency", text)
+
+
 def test_targets(qcompile: Command) -> None:
     text = qcompile("targets")
     assert text.status == 0

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -210,7 +209,8 @@ def costs_of(
     """Costs from the times of bundles, of which the first is all in integers and the second all in float.
 
     A site's time is that in the bundle of one precision. Where a neighbour has another precision, its kernel may
-    convert on the way; what it then takes longer is a cost of the tensors that it reads.
+    convert on the way; what it then takes longer is a cost of the tensors that it reads. What a run takes besides its
+    kernels is the least of all bundles: they have nothing but kernels to differ in.
     """
     integer, floating = measured[0].sites, measured[1].sites
     seconds: list[dict[Precision, float]] = [
@@ -232,7 +232,7 @@ def costs_of(
     for t, _ in enumerate(network.tensors):
         changes.append({change: float(np.mean(found)) for (k, change), found in samples.items() if k == t})
     rest = [m.run - sum(m.sites.values()) - sum(m.borders.values()) for m in measured]
-    return Costs(tuple(seconds), tuple(noise), tuple(changes), max(0.0, median(rest)))
+    return Costs(tuple(seconds), tuple(noise), tuple(changes), max(0.0, min(rest)))
 
 
 def changes_of(network: Network, choice: Choice) -> list[Change | None]:
