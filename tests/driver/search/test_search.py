@@ -31,20 +31,25 @@ def network() -> nn.Module:
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1),
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     ).eval()  # fmt: skip
-    with torch.no_grad():  # one channel's values leave no room for the others: layer 2 must be in float
+    with torch.no_grad():  # one channel's values leave no room for the others between layers 0 and 2
         model[0].weight[0] *= 300.0
         model[2].weight[:, 0] /= 300.0
+        model[8].bias -= model(images()).mean(0)  # or one class would win everywhere
     return model
+
+
+def images() -> torch.Tensor:
+    return torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
-    model, images = network(), torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    torch.export.save(torch.export.export(model, (images[:1],)), folder / "m.pt2")
-    np.savez(folder / "c.npz", x=images[:32].numpy())
+    model, x = network(), images()
+    torch.export.save(torch.export.export(model, (x[:1],)), folder / "m.pt2")
+    np.savez(folder / "c.npz", x=x[:32].numpy())
     with torch.no_grad():
-        np.savez(folder / "d.npz", x=images.numpy(), labels=model(images).argmax(1).numpy())
+        np.savez(folder / "d.npz", x=x.numpy(), labels=model(x).argmax(1).numpy())
     return folder
 
 
@@ -86,16 +91,16 @@ def test_the_fastest_plan_of_the_front_with_the_least_that_is_needed_in_float(
 ) -> None:
     monkeypatch.setattr(search, "measure_costs", made_up)
     monkeypatch.setattr(search, "_attempt", measured())
-    result = run(files, tmp_path / "plan.json", max_drop=3.0)
+    result = run(files, tmp_path / "plan.json", max_drop=5.0)
     noise = {layer.name: layer.sqnr_db for layer in result.layers}
-    assert min(noise, key=noise.__getitem__) == "2"
+    assert min(noise, key=noise.__getitem__) in ("0", "2")
     drops = [point.drop for point in result.front]
     assert drops[0] is not None
-    assert drops[0] > 0.03  # all in int8 loses too much
+    assert drops[0] > 0.05  # all in int8 loses too much
     assert drops[-1] == 0.0
     chosen = result.chosen.promised
     assert "2" in chosen.float_layers
-    assert chosen == next(p for p in result.front if p.drop is not None and p.drop <= 0.03)
+    assert chosen == next(p for p in result.front if p.drop is not None and p.drop <= 0.05)
     plan = Plan.load(tmp_path / "plan.json")
     assert [name for name, p in plan.layers.items() if p == "fp32"] == list(chosen.float_layers)
     assert plan.notes["promised"]["drop_in_points"] == round(100 * chosen.drop, 4)
@@ -106,7 +111,7 @@ def test_after_a_missed_promise_the_search_goes_on(
 ) -> None:
     monkeypatch.setattr(search, "measure_costs", made_up)
     monkeypatch.setattr(search, "_attempt", measured(drop=0.5, missed=1))
-    result = run(files, tmp_path / "plan.json", max_drop=3.0)
+    result = run(files, tmp_path / "plan.json", max_drop=5.0)
     first, second = result.attempts
     assert first.missed is not None
     assert "missed its promise" in caplog.text
@@ -130,10 +135,10 @@ def test_what_cannot_be_kept_is_said_and_nothing_is_written(
 ) -> None:
     monkeypatch.setattr(search, "measure_costs", made_up)
     monkeypatch.setattr(search, "_attempt", measured(drop=0.5, missed=99))
-    with pytest.raises(SearchError, match="at most 1 us: the fastest plan promises"):
-        run(files, tmp_path / "plan.json", max_latency=1e-9)
+    with pytest.raises(SearchError, match=r"at most 0\.00100 ms: the fastest plan promises 0\.00620 ms"):
+        run(files, tmp_path / "plan.json", max_latency=1e-6)
     with pytest.raises(SearchError, match="plans were compiled and measured; the last one missed it"):
-        run(files, tmp_path / "plan.json", max_drop=3.0)
+        run(files, tmp_path / "plan.json", max_drop=5.0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -173,11 +178,11 @@ def test_the_gate_keeps_the_faster_and_tells_both_times(
 
 @pytest.mark.slow
 def test_a_search_as_a_whole_keeps_its_promise(files: Path, tmp_path: Path) -> None:
-    result = run(files, tmp_path / "plan.json", max_drop=3.0)
+    result = run(files, tmp_path / "plan.json", max_drop=5.0)
     chosen = result.chosen
     assert chosen.missed is None
     assert chosen.drop is not None
-    assert chosen.drop <= 0.03
+    assert chosen.drop <= 0.05
     assert "2" in chosen.promised.float_layers
     assert all(layer.int8_seconds > 0 and layer.fp32_seconds > 0 for layer in result.layers)
     assert result.samples == 96
