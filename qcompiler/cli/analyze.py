@@ -9,6 +9,7 @@ import typer
 
 from qcompiler.cli.options import (
     CalibrationMethodOption,
+    Dim,
     EffortOption,
     Json,
     KeepFloatOption,
@@ -41,6 +42,7 @@ def command(
     calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
     percentile: PercentileOption = _DEFAULTS.percentile,
     keep_float: KeepFloatOption = None,
+    dim: Dim = None,
     limit: Limit = None,
     html: Annotated[
         Path | None, typer.Option(help="File to write a page with plots to.", show_default=False)
@@ -57,6 +59,7 @@ def command(
             calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
             percentile=percentile,
             keep_float=tuple(keep_float or ()),
+            dim=tuple(dim or ()),
             progress=progress,
         )
         from qcompiler import report

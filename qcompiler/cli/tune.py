@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import CalibrationMethodOption, Json, Traceback, emit_json, guarded, integers
+from qcompiler.cli.options import CalibrationMethodOption, Dim, Json, Traceback, emit_json, guarded, integers
 from qcompiler.config import CompileConfig, TuneConfig
 
 _DEFAULTS = TuneConfig()
@@ -71,6 +71,7 @@ def command(
     rpc_timeout: Annotated[
         float, typer.Option(help="Seconds that a device has for one schedule.")
     ] = _DEFAULTS.rpc_timeout,
+    dim: Dim = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -79,6 +80,7 @@ def command(
         config = CompileConfig(
             target=target,
             calibration_method=calibration_method,  # type: ignore[arg-type]  # CompileConfig checks it
+            dim=tuple(dim or ()),
         )
         tuning = TuneConfig(
             trials=trials,

@@ -53,7 +53,7 @@ def analyze(
         QCompilerError: as of ``compile_model``.
     """
     target = registry.resolve(config.target)
-    program = program_of(model, None)
+    program = program_of(model, None, config)
     if capture.is_quantized(program):
         raise QuantizationError(
             "the model is quantized already, so there is nothing to compare it with; give the float model"
