@@ -18,6 +18,8 @@ from qcompiler.targets.registry import known
 
 COMMANDS = [
     "compile",
+    "analyze",
+    "quantize",
     "search",
     "tune",
     "run",
@@ -26,6 +28,7 @@ COMMANDS = [
     "profile",
     "verify",
     "inspect",
+    "migrate",
     "sign",
     "export",
     "targets",
@@ -73,7 +76,14 @@ def test_help_is_printed_without_arguments(qcompile: Command) -> None:
         (["inspect", "x", "--deep"], "error: No such option: --deep"),
         (["bogus"], "error: No such command 'bogus'"),
         (["bench", "x", "--threads", "1,a"], "error: --threads is '1,a'; give positive numbers with a comma"),
-        (["compile", "m", "--output", "o", "--observer", "best"], "error: unknown observer 'best'; known: "),
+        (
+            ["compile", "m", "--output", "o", "--calibration-method", "best"],
+            "error: unknown calibration_method 'best'; known: minmax, moving-average, ",
+        ),
+        (
+            ["compile", "m", "--output", "o", "--observer", "best"],
+            "error: unknown calibration_method 'best'; known: ",
+        ),
     ],
 )
 def test_errors_are_one_line_and_status_1(qcompile: Command, arguments: list[str], message: str) -> None:
@@ -108,6 +118,15 @@ def test_lists() -> None:
     for text in ("1,", "", "0", "-1", "x"):
         with pytest.raises(ConfigError, match=f"--threads is '{text}'"):
             options.integers("--threads", text)
+
+
+def test_durations() -> None:
+    assert options.seconds("--max-latency", None) is None
+    found = [options.seconds("--max-latency", text) for text in ("3ms", "250 us", "0.5s")]
+    assert found == pytest.approx([3e-3, 250e-6, 0.5])
+    for text in ("3", "", "0ms", "-1ms", "ms", "1e3ms", "3 min"):
+        with pytest.raises(ConfigError, match=f"--max-latency is '{text}'"):
+            options.seconds("--max-latency", text)
 
 
 def test_targets(qcompile: Command) -> None:

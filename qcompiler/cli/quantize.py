@@ -1,0 +1,69 @@
+"""``qcompile quantize``: a quantized model as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompiler.cli.options import (
+    CalibrationMethodOption,
+    EffortOption,
+    Json,
+    KeepFloatOption,
+    ProgressOption,
+    Traceback,
+    emit_json,
+    guarded,
+)
+from qcompiler.config import CompileConfig
+
+_DEFAULTS = CompileConfig()
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(help="A .pt2 archive or package.module:function, in float.", show_default=False),
+    ],
+    calibration: Annotated[
+        Path, typer.Option(help="An .npz with an array per model input.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(help="Archive (.pt2) to write.", show_default=False)],
+    target: Annotated[
+        str, typer.Option(help="Chip whose quantization rules count; those of all known ones are the same.")
+    ] = _DEFAULTS.target,
+    effort: EffortOption = _DEFAULTS.effort,
+    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    keep_float: KeepFloatOption = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with a precision for each layer.", show_default=False),
+    ] = _DEFAULTS.plan,
+    progress: ProgressOption = True,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Quantizes a model into a .pt2 archive that 'qcompile compile' takes for every target."""
+    with guarded(traceback):
+        config = CompileConfig(
+            target=target,
+            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
+            keep_float=tuple(keep_float or ()),
+            plan=plan,
+            progress=progress,
+        )
+        from qcompiler import report
+        from qcompiler.driver.quantize import quantize_model
+
+        result = quantize_model(model, config, calibration=calibration, output=output)
+        if json:
+            emit_json(result)
+            return
+        parts = [report.facts(f"Model {output}", {"size": report.size(output.stat().st_size)})]
+        if result.float_operators:
+            reasons = [(r.operator, r.place, r.reason) for r in result.float_operators]
+            parts.append(report.table("Left in float", ["operator", "place", "reason"], reasons))
+        report.show(*parts)
