@@ -95,7 +95,9 @@ def _show_static(
 
     for option, given in (("--data", data), ("--threads", threads), ("--peak", peak)):
         if given is not None:
-            raise ConfigError(f"{option} is for a measured run, which --static is not; leave one of them out")
+            raise ConfigError(
+                f"{option} is for a run that is measured, and --static measures none; leave one of them out"
+            )
     result = static_profile(bundle, count=count, require_signature=require_signature)
     if json:
         emit_json(result)
