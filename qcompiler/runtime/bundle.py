@@ -9,7 +9,13 @@ from qcompiler.errors import BundleError
 from qcompiler.runtime.cpu import check_cpu
 from qcompiler.runtime.gpu import check_gpu
 from qcompiler.runtime.library import load_library, map_constants, sha256_of_files
-from qcompiler.runtime.manifest import CONSTANTS_NAME, GPU_LIBRARY_NAMES, MANIFEST_NAME, REQUIRED_FILES, Manifest
+from qcompiler.runtime.manifest import (
+    CONSTANTS_NAME,
+    GPU_LIBRARY_NAMES,
+    MANIFEST_NAME,
+    REQUIRED_FILES,
+    Manifest,
+)
 from qcompiler.runtime.manifest_text import MANIFEST_TEXT_NAME, check_manifest_text
 from qcompiler.runtime.model import Model
 from qcompiler.runtime.signature import SIGNATURE_NAME, check_signature

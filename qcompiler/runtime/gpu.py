@@ -33,7 +33,9 @@ def compute_capability() -> int:
     count, device, value = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status != 0 or count.value == 0:
-        raise GpuError(f"the NVIDIA driver finds no GPU (its status is {status}); look at what nvidia-smi says")
+        raise GpuError(
+            f"the NVIDIA driver finds no GPU (its status is {status}); look at what nvidia-smi says"
+        )
     parts = []
     for attribute in (_MAJOR, _MINOR):
         status = driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetAttribute(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from qcompiler.errors import BundleError, ConfigError
-from qcompiler.runtime.inputs import Array, describe, order_inputs, to_array
 from qcompiler.runtime.gpu import Placement
+from qcompiler.runtime.inputs import Array, describe, order_inputs, to_array
 from qcompiler.runtime.library import ENTRY, import_ffi, new_machine
 from qcompiler.runtime.manifest import Manifest, TensorSpec
 from qcompiler.runtime.threads import configure
@@ -189,7 +189,9 @@ class Model:
     def _machine(self) -> Iterator[Callable[..., Any]]:
         """Lends a machine's entry function; after an error the machine is not used again."""
         with self._lock:
-            machine = self._idle.pop() if self._idle else new_machine(self._module, self._placement.devices)[ENTRY]
+            machine = (
+                self._idle.pop() if self._idle else new_machine(self._module, self._placement.devices)[ENTRY]
+            )
         yield machine
         with self._lock:
             self._idle.append(machine)

@@ -71,7 +71,9 @@ SM90 = replace(
     multiprocessors=132,  # of an H100
 )
 
-ALL = replace(SM75, name="cuda", architectures=("sm_75", "sm_80", "sm_86", "sm_89", "sm_90"), multiprocessors=58)
+ALL = replace(
+    SM75, name="cuda", architectures=("sm_75", "sm_80", "sm_86", "sm_89", "sm_90"), multiprocessors=58
+)
 
 GENERIC = (ALL,)
 """One library for every architecture; its kernels are cut for a GPU of middle size."""
@@ -85,4 +87,6 @@ _SOURCES = ("instructions.cuh", "device.cuh")
 def device_source(*, instructions: bool = True) -> str:
     """The CUDA functions that the kernels call; without the one-instruction functions that they are made of, if asked."""
     folder = Path(__file__).parent
-    return "".join((folder / name).read_text(encoding="utf-8") for name in _SOURCES[0 if instructions else 1 :])
+    return "".join(
+        (folder / name).read_text(encoding="utf-8") for name in _SOURCES[0 if instructions else 1 :]
+    )

@@ -59,10 +59,14 @@ class Depthwise:
             task = bind(block * THREADS + thread)
             finish.start()
             with when(tasks % THREADS == 0 or task < tasks):
-                self._compute(x, weight, finish, bind(tirx.floordiv(task, quads)), bind(tirx.floormod(task, quads) * 4))
+                self._compute(
+                    x, weight, finish, bind(tirx.floordiv(task, quads)), bind(tirx.floormod(task, quads) * 4)
+                )
         return kernel.function()
 
-    def _compute(self, x: tirx.Buffer, weight: tirx.Buffer, finish: Finish, pixel: Expr, channel: Expr) -> None:
+    def _compute(
+        self, x: tirx.Buffer, weight: tirx.Buffer, finish: Finish, pixel: Expr, channel: Expr
+    ) -> None:
         s = self.shape
         aligned = s.out_channels % 4 == 0
         source = view(x, "int32" if aligned else "uint8")
@@ -81,7 +85,9 @@ class Depthwise:
             tap = (i * s.kernel[1] + j) * s.out_channels + channel
             if aligned:
                 word = source[tirx.floordiv(place, 4)]
-                word = bind(word if inside is True else tirx.if_then_else(inside, word, repeated(self.pad_value)))
+                word = bind(
+                    word if inside is True else tirx.if_then_else(inside, word, repeated(self.pad_value))
+                )
             for k in range(4):
                 with when(aligned or channel + k < s.out_channels):
                     if not aligned:
@@ -89,6 +95,8 @@ class Depthwise:
                         if inside is not True:
                             value = tirx.if_then_else(inside, value, tirx.const(self.pad_value, "uint8"))
                         word = value.astype("int32") << (8 * k)
-                    dot = tirx.call_pure_extern("int32", "qc_dp4a", word.astype("uint32"), weight[tap + k], sums[k])
+                    dot = tirx.call_pure_extern(
+                        "int32", "qc_dp4a", word.astype("uint32"), weight[tap + k], sums[k]
+                    )
                     store(sums, k, dot)
         finish.write(pixel, 0, channel, [sums[k] for k in range(4)])

@@ -106,7 +106,9 @@ class Grouped:
             with T.serial(0, self.words) as word:
                 product = ((i * s.kernel[1] + j) * self.words + word) * s.out_channels + channel
                 value = word_at(place, word, inside)
-                dot = tirx.call_pure_extern("int32", "qc_dp4a", value.astype("uint32"), weight[product], total[0])
+                dot = tirx.call_pure_extern(
+                    "int32", "qc_dp4a", value.astype("uint32"), weight[product], total[0]
+                )
                 store(total, 0, dot)
         finish.write(pixel, 0, channel, [total[0]])
 
@@ -137,7 +139,9 @@ class Rows:
         with kernel:
             x = kernel.argument("x", (self.rows, self.depth), "uint8")
             weight = kernel.argument("weight", (self.channels * self.packed // 4,), "int32")
-            finish = Finish(kernel, self.epilogue, (self.rows, self.channels), 1, self.channels, self.channels)
+            finish = Finish(
+                kernel, self.epilogue, (self.rows, self.channels), 1, self.channels, self.channels
+            )
             finish.words = False
             (block, row), thread = kernel.launch((ceil_div(self.channels, warps), self.rows), THREADS)
             lane = bind(tirx.floormod(thread, WARP))
@@ -146,7 +150,9 @@ class Rows:
             with when(self.channels % warps == 0 or channel < self.channels):
                 total = registers(1)
                 store(total, 0, 0)
-                self._sum(view(x, "int32" if self.depth % 4 == 0 else "uint8"), weight, total, lane, channel, row)
+                self._sum(
+                    view(x, "int32" if self.depth % 4 == 0 else "uint8"), weight, total, lane, channel, row
+                )
                 store(total, 0, tirx.call_extern("int32", "qc_warp_sum", total[0]))
                 with when(tirx.EQ(lane, 0)):
                     finish.write(row, 0, channel, [total[0]])
@@ -171,6 +177,10 @@ class Rows:
                         )
                         value = value | (element.astype("int32") << (8 * k) if k else element.astype("int32"))
                 dot = tirx.call_pure_extern(
-                    "int32", "qc_dp4a", value.astype("uint32"), weight[channel * (self.packed // 4) + word], total[0]
+                    "int32",
+                    "qc_dp4a",
+                    value.astype("uint32"),
+                    weight[channel * (self.packed // 4) + word],
+                    total[0],
                 )
                 store(total, 0, dot)

@@ -134,7 +134,9 @@ class Finish:
         for k, total in enumerate(sums):
             total = total + self.bias[constant + k]
             if residuals:
-                share = residuals[k] * self.residual_multiplier[constant + k] + self.residual_offset[constant + k]
+                share = (
+                    residuals[k] * self.residual_multiplier[constant + k] + self.residual_offset[constant + k]
+                )
                 shift = self.epilogue.residual_shift
                 total = total + (share >> shift if shift else share)
             values.append(total.astype("float32") * self.multiplier[constant + k])

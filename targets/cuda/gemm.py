@@ -231,7 +231,11 @@ class _Block:
             return tirx.const(0, "int32"), tirx.const(0, "int32"), k
         tap = bind(tirx.floordiv(k, channels))
         column = tirx.floormod(tap, s.kernel[1]) * s.dilation[1]
-        return bind(tirx.floordiv(tap, s.kernel[1]) * s.dilation[0]), bind(column), bind(tirx.floormod(k, channels))
+        return (
+            bind(tirx.floordiv(tap, s.kernel[1]) * s.dilation[0]),
+            bind(column),
+            bind(tirx.floormod(k, channels)),
+        )
 
     def _source(self, index: int, tap: tuple[Expr, Expr, Expr], k: Expr) -> tuple[Expr | bool, Expr]:
         """Whether a place of a row's window is in the image, and where in memory."""
@@ -271,7 +275,11 @@ class _Block:
                     with then:
                         run(copy, address(self.rows, target, words), read(self.x, source, self.chunk))
                     with outside:
-                        run(f"qc_fill{self.chunk}", address(self.rows, target, words), repeated(self.gemm.pad_value))
+                        run(
+                            f"qc_fill{self.chunk}",
+                            address(self.rows, target, words),
+                            repeated(self.gemm.pad_value),
+                        )
 
     def _gathered(self, index: int, taps: list[tuple[Expr, Expr, Expr]], k: Expr) -> Expr:
         """Four bytes of a row's window that do not lie together, as a word."""
@@ -339,9 +347,7 @@ class _Block:
         gemm = self.gemm
         for i in range(self.warp_rows):
             for low in range(2):
-                row = bind(
-                    self.first_row + self.warp_row + i * 16 + low * 8 + tirx.floordiv(self.lane, 4)
-                )
+                row = bind(self.first_row + self.warp_row + i * 16 + low * 8 + tirx.floordiv(self.lane, 4))
                 with when(gemm.pixels % self.tile.rows == 0 or row < gemm.pixels):
                     for j in range(self.warp_blocks):
                         channel = bind(

@@ -29,7 +29,11 @@ FOLDER = Path(__file__).parent
 @cache
 def why_not() -> str | None:
     """Why no GPU can be simulated here; None where one can."""
-    return None if shutil.which("g++") and shutil.which("gcc") else "no gcc and g++ to compile the simulator with"
+    return (
+        None
+        if shutil.which("g++") and shutil.which("gcc")
+        else "no gcc and g++ to compile the simulator with"
+    )
 
 
 @cache
@@ -40,11 +44,20 @@ def driver() -> Path:
     path = Path(folder.name)
     common = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(
-        [*common, "-Wl,-soname,libcuda.so.1", FOLDER / "driver.c", "-ldl", "-o", path / "libcuda.so.1"], check=True
+        [*common, "-Wl,-soname,libcuda.so.1", FOLDER / "driver.c", "-ldl", "-o", path / "libcuda.so.1"],
+        check=True,
     )
     version = f"-Wl,--version-script={FOLDER / 'runtime.map'}"
     subprocess.run(
-        [*common, "-Wl,-soname,libcudart.so.13", version, FOLDER / "runtime.c", "-o", path / "libcudart.so.13"], check=True
+        [
+            *common,
+            "-Wl,-soname,libcudart.so.13",
+            version,
+            FOLDER / "runtime.c",
+            "-o",
+            path / "libcudart.so.13",
+        ],
+        check=True,
     )
     return path
 
@@ -67,7 +80,9 @@ def host_code(source: str, capability: int = 80) -> bytes:
     )
     with tempfile.TemporaryDirectory() as folder:
         code, library = Path(folder) / "kernels.cc", Path(folder) / "kernels.so"
-        code.write_text('#include "simulator.h"\n' + cuda.device_source(instructions=False) + source + launchers)
+        code.write_text(
+            '#include "simulator.h"\n' + cuda.device_source(instructions=False) + source + launchers
+        )
         command = [
             "g++", "-std=c++20", "-O2", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off",
             f"-D__CUDA_ARCH__={capability}0", f"-I{FOLDER}", f"-I{FOLDER / 'include'}", code, "-o", library,
@@ -88,12 +103,21 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 def run(library: Path, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
-    """The outputs, flattened, of a library's main function for each of ``samples``, in a process of its own."""
+    """The outputs, flattened, of a model's library for each of ``samples``, in a process of its own."""
+    return _worker("model", library, [[np.ascontiguousarray(a) for a in arrays] for arrays in samples])
+
+
+def call(library: Path, names: Sequence[str], arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What each of the kernels ``names`` writes to its last argument, in a process of its own."""
+    outputs: list[np.ndarray] = _worker("kernels", library, (list(names), list(arguments)))
+    return outputs
+
+
+def _worker(what: str, library: Path, work: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        data, results = Path(folder) / "samples", Path(folder) / "results"
-        data.write_bytes(pickle.dumps([[np.ascontiguousarray(a) for a in arrays] for arrays in samples]))
-        command = [sys.executable, FOLDER / "worker.py", library, data, results]
+        data, results = Path(folder) / "work", Path(folder) / "results"
+        data.write_bytes(pickle.dumps(work))
+        command = [sys.executable, FOLDER / "worker.py", what, library, data, results]
         ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr[-4000:]
-        outputs: list[list[np.ndarray]] = pickle.loads(results.read_bytes())
-        return outputs
+        return pickle.loads(results.read_bytes())

@@ -1,4 +1,4 @@
-"""Runs a library on the GPU of this process: worker.py LIBRARY SAMPLES RESULTS."""
+"""Runs a library on the GPU of this process: worker.py model|kernels LIBRARY WORK RESULTS."""
 
 from __future__ import annotations
 
@@ -6,36 +6,56 @@ import ctypes
 import importlib.util
 import pickle
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from qcompiler.runtime.library import global_function, import_ffi
+from qcompiler.runtime.gpu import CPU, GPU, Placement
+from qcompiler.runtime.library import global_function, import_ffi, new_machine
 
-CPU, GPU, POOLED = 1, 2, 2
 
-
-def main(library: str, samples: str, results: str) -> None:
+def load(library: str) -> Any:
+    """A library, after TVM's runtime for processors and for GPUs."""
     ffi = import_ffi()
     spec = importlib.util.find_spec("tvm")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
         ctypes.CDLL(str(Path(spec.origin).parent / "lib" / name), ctypes.RTLD_GLOBAL)
-    to_device = global_function("vm.builtin.to_device")
-    machine = ffi.load_module(library)["vm_load_executable"]()
-    machine["vm_initialization"](GPU, 0, POOLED, CPU, 0, POOLED)
+    return ffi.load_module(library)
 
-    def arrays_of(result: object) -> list[np.ndarray]:
-        if hasattr(result, "__dlpack__"):
-            return [np.from_dlpack(to_device(result, CPU, 0)).copy()]
-        return [array for part in result for array in arrays_of(part)]  # type: ignore[attr-defined]
 
+def on_gpu(array: np.ndarray) -> Any:
+    return global_function("vm.builtin.to_device")(import_ffi().from_dlpack(array), GPU, 0)
+
+
+def on_cpu(tensor: Any) -> np.ndarray:
+    return np.from_dlpack(global_function("vm.builtin.to_device")(tensor, CPU, 0)).copy()
+
+
+def arrays_of(result: Any) -> list[np.ndarray]:
+    if hasattr(result, "__dlpack__"):
+        return [on_cpu(result)]
+    return [array for part in result for array in arrays_of(part)]
+
+
+def run_model(module: Any, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    main = new_machine(module, Placement(gpu=True).devices)["main"]
+    return [arrays_of(main(*map(on_gpu, arrays))) for arrays in samples]
+
+
+def call_kernels(module: Any, work: tuple[list[str], list[np.ndarray]]) -> list[np.ndarray]:
     outputs = []
-    for arrays in pickle.loads(Path(samples).read_bytes()):
-        tensors = [to_device(ffi.from_dlpack(array), GPU, 0) for array in arrays]
-        outputs.append(arrays_of(machine["main"](*tensors)))
-    Path(results).write_bytes(pickle.dumps(outputs))
+    for name in work[0]:
+        tensors = [on_gpu(array) for array in work[1]]
+        module[name](*tensors)
+        outputs.append(on_cpu(tensors[-1]))
+    return outputs
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    what, library, data, results = sys.argv[1:]
+    run = {"model": run_model, "kernels": call_kernels}[what]
+    Path(results).write_bytes(pickle.dumps(run(load(library), pickle.loads(Path(data).read_bytes()))))

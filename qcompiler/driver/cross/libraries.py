@@ -15,8 +15,8 @@ from pathlib import Path
 import tvm_ffi.libinfo
 from tvm import libinfo
 
-from qcompiler.driver.machines import Machine, machine_of
 from qcompiler.driver.gpu.nvrtc import INSTALL, toolkit
+from qcompiler.driver.machines import Machine, machine_of
 from qcompiler.errors import BuildError
 from qcompiler.runtime.manifest import FFI_LIBRARY_NAME, GPU_LIBRARY_NAMES, RUNTIME_LIBRARY_NAME
 
@@ -59,7 +59,9 @@ def gpu_libraries(runtime: Path) -> dict[str, Path]:
     found = {nvidia: toolkit() / "lib" / Path(nvidia).name, own: runtime.with_name(Path(own).name)}
     missing = [path for path in found.values() if not path.is_file()]
     if missing:
-        raise BuildError(f"a bundle for GPUs holds {missing[0].name}, which is not at {missing[0]}; run {INSTALL}")
+        raise BuildError(
+            f"a bundle for GPUs holds {missing[0].name}, which is not at {missing[0]}; run {INSTALL}"
+        )
     return found
 
 

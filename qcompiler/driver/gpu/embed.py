@@ -53,7 +53,9 @@ def export_library(executable: Any, library: Path, compile_source: Callable[[str
         compiled = replace_source(blob, compile_source)
         path = os.path.join(folder, f"{prefix}devc.o")
         make = tvm.get_global_func("codegen.codegen_blob")
-        make(compiled, is_system_library, host.get_function("_get_target_string")(), prefix).write_to_file(path)
+        make(compiled, is_system_library, host.get_function("_get_target_string")(), prefix).write_to_file(
+            path
+        )
         return path
 
     executable.mod.export_library(str(library), fcompile=link_shared, fpack_imports=pack)
@@ -81,9 +83,7 @@ def replace_source(blob: bytes, compile_source: Callable[[str], bytes]) -> bytes
     """
     imports, modules = _read_modules(blob)
     if _write_modules(imports, modules) != blob:
-        raise BuildError(
-            "TVM embeds GPU code in a layout that is not known; install the pinned apache-tvm"
-        )
+        raise BuildError("TVM embeds GPU code in a layout that is not known; install the pinned apache-tvm")
     replaced = []
     for kind, content in modules:
         if kind == _CUDA and content is not None:
@@ -106,7 +106,9 @@ class _Reader:
     def take(self, size: int) -> bytes:
         part = self.content[self.position : self.position + size]
         if len(part) != size:
-            raise BuildError("TVM embeds GPU code in a layout that is not known; install the pinned apache-tvm")
+            raise BuildError(
+                "TVM embeds GPU code in a layout that is not known; install the pinned apache-tvm"
+            )
         self.position += size
         return part
 

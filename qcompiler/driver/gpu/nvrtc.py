@@ -91,7 +91,16 @@ def toolkit() -> Path:
 def _compile(source: str, architecture: str) -> bytes:
     """``source`` as a cubin (``sm_80``) or as PTX (``compute_80``)."""
     nvrtc = _bindings("nvrtc")
-    _, program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", len(_HEADERS), [h.encode() for h in _HEADERS.values()], [h.encode() for h in _HEADERS]))
+    _, program = _checked(
+        nvrtc,
+        nvrtc.nvrtcCreateProgram(
+            source.encode(),
+            b"kernels.cu",
+            len(_HEADERS),
+            [h.encode() for h in _HEADERS.values()],
+            [h.encode() for h in _HEADERS],
+        ),
+    )
     include = toolkit() / "include"
     options = [f"--gpu-architecture={architecture}", f"--include-path={include}", *_OPTIONS]
     try:

@@ -30,7 +30,9 @@ def count_instructions(cubin: bytes) -> dict[str, Counter[str]]:
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         path = Path(folder) / "kernels.cubin"
         path.write_bytes(cubin)
-        result = subprocess.run([tool, "-c", path], capture_output=True, text=True, errors="replace", check=False)
+        result = subprocess.run(
+            [tool, "-c", path], capture_output=True, text=True, errors="replace", check=False
+        )
     if result.returncode != 0:
         raise BuildError(f"disassembling GPU code failed: {result.stderr.strip() or result.returncode}")
     counts: dict[str, Counter[str]] = {}
@@ -57,5 +59,7 @@ def counts_by_kernel(cubin: bytes) -> dict[str, Counter[str]]:
         kernel = re.sub(r"_kernel(_\d+)?$", "", function)
         found = result.setdefault(kernel, Counter())
         for name, mnemonic in MNEMONICS.items():
-            found[name] += sum(n for m, n in instructions.items() if m == mnemonic or m.startswith(mnemonic + "."))
+            found[name] += sum(
+                n for m, n in instructions.items() if m == mnemonic or m.startswith(mnemonic + ".")
+            )
     return result
