@@ -71,6 +71,19 @@ class CompileResult:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Built:
+    """A bundle, and where its kernels come from.
+
+    Attributes:
+        result: the bundle.
+        kernels: as of :class:`~qcompiler.passes.pipeline.Physical`.
+    """
+
+    result: CompileResult
+    kernels: tuple[tuple[str, tuple[str, ...]], ...]
+
+
 def compile_model(
     model: Model,
     config: CompileConfig,
@@ -98,7 +111,7 @@ def compile_model(
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     program = program_of(model, example_inputs)
     quantized, refused = quantized_program(program, target, config, calibration)
-    return _build(quantized, refused, target, tvm_target, scheduler, config, Path(output))
+    return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
 
 
 def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
@@ -117,6 +130,11 @@ def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
     if capture.is_quantized(program):
+        if config.plan is not None:
+            raise ConfigError(
+                f"plan {config.plan}: the model is quantized already, and its own quantize nodes say what is int8; "
+                "give the float model, or no plan"
+            )
         if calibration is not None:
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
@@ -135,7 +153,7 @@ def quantized_program(
     return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
 
 
-def _build(
+def build(
     program: ExportedProgram,
     refused: list[FloatRecord],
     target: Target,
@@ -143,7 +161,8 @@ def _build(
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
-) -> CompileResult:
+) -> Built:
+    """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
     physical = pipeline.to_physical(
@@ -186,7 +205,7 @@ def _build(
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:
         log.info("%s at %s stays in float: %s", record.operator, record.place, record.reason)
-    return CompileResult(written, read_manifest(written))
+    return Built(CompileResult(written, read_manifest(written)), physical.kernels)
 
 
 def _jsonable(value: Any) -> Any:
