@@ -231,9 +231,9 @@ class Suite:
     def __init__(self, cases: Sequence[Case]) -> None:
         assert len({case.name for case in cases}) == len(cases)
         self.cases = {case.name: case for case in cases}
-        self._samples = samples([(i, case.reals) for case in cases for i in case.inputs])
-        self._expected = cache(lambda: reference(self.module(), self._samples))
-        self._actual = cache(lambda name: run(self._executable(name), self._samples))
+        self.samples = samples([(i, case.reals) for case in cases for i in case.inputs])
+        self._expected = cache(lambda: reference(self.module(), self.samples))
+        self._actual = cache(lambda name: run(self._executable(name), self.samples))
         self._executable = cache(lambda name: build(self.module(), registry.resolve(name)))
 
     def module(self) -> tvm.IRModule:
@@ -255,7 +255,7 @@ class Suite:
             pytest.skip(f"built, not run: {why_not(target)}")
         position = list(self.cases).index(name)
         for given, actual, expected in zip(
-            self._samples, self._actual(target_name), self._expected(), strict=True
+            self.samples, self._actual(target_name), self._expected(), strict=True
         ):
             assert actual[position].dtype == expected[position].dtype
             np.testing.assert_array_equal(

@@ -49,7 +49,8 @@ def choose_tile(shape: ConvShape, target: GpuTarget) -> Tile:
     def waste(tile: tuple[int, int, tuple[int, int]]) -> float:
         return blocks(tile) * tile[0] * tile[1] / (pixels * columns * shape.groups)
 
-    useful = [t for t in TILES if waste(t) <= 1.25] or [min(TILES, key=waste)]
+    least = min(map(waste, TILES))
+    useful = [t for t in TILES if waste(t) <= 1.25 * least]
     filling = [t for t in useful if blocks(t) >= target.multiprocessors]
     rows, width, warps = filling[0] if filling else max(useful, key=blocks)
     return Tile(rows, width, warps, stages(rows, width, target))

@@ -102,22 +102,29 @@ def environment(**settings: object) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": str(driver()), **{k: str(v) for k, v in settings.items()}}
 
 
-def run(library: Path, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
-    """The outputs, flattened, of a model's library for each of ``samples``, in a process of its own."""
-    return _worker("model", library, [[np.ascontiguousarray(a) for a in arrays] for arrays in samples])
+def run(
+    library: Path, samples: Sequence[Sequence[np.ndarray]], *, simulated: bool = True
+) -> list[list[np.ndarray]]:
+    """The outputs, flattened, of a model's library for each of ``samples``, in a process of its own.
+
+    With ``simulated`` False the library is for this machine's GPU, and runs on it.
+    """
+    work = [[np.ascontiguousarray(a) for a in arrays] for arrays in samples]
+    outputs: list[list[np.ndarray]] = _worker("model", library, work, environment() if simulated else None)
+    return outputs
 
 
 def call(library: Path, names: Sequence[str], arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
     """What each of the kernels ``names`` writes to its last argument, in a process of its own."""
-    outputs: list[np.ndarray] = _worker("kernels", library, (list(names), list(arguments)))
+    outputs: list[np.ndarray] = _worker("kernels", library, (list(names), list(arguments)), environment())
     return outputs
 
 
-def _worker(what: str, library: Path, work: Any) -> Any:
+def _worker(what: str, library: Path, work: Any, variables: dict[str, str] | None) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         data, results = Path(folder) / "work", Path(folder) / "results"
         data.write_bytes(pickle.dumps(work))
         command = [sys.executable, FOLDER / "worker.py", what, library, data, results]
-        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr[-4000:]
         return pickle.loads(results.read_bytes())

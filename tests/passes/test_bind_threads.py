@@ -48,14 +48,8 @@ def test_reductions_and_scalars_run_in_their_thread() -> None:
     rows = te.compute((4,), lambda r: te.sum(x[r, k], axis=k), name="rows")
     total = te.compute((), lambda: te.sum(x[i, j], axis=[i, j]), name="total")
     after = BindThreads()(tvm.IRModule({"f": te.create_prim_func([x, rows, total])}))
-    bound: list[str] = []
-
-    def visit(node: object) -> None:
-        if isinstance(node, tirx.For) and node.thread_binding is not None:
-            bound.append(str(node.thread_binding.thread_tag))
-
-    tirx.stmt_functor.post_order_visit(after["f"].body, visit)
-    assert sorted(bound) == ["blockIdx.x", "blockIdx.x", "threadIdx.x", "threadIdx.x"]
+    text = after.script()
+    assert text.count('thread="blockIdx.x"') == text.count('thread="threadIdx.x"') == 2
 
 
 def test_what_has_no_root_block_is_refused() -> None:
