@@ -17,11 +17,12 @@ from qcompiler.driver.machine_code.estimate import estimate
 from qcompiler.driver.machine_code.library import Function, kernel_functions
 from qcompiler.driver.machine_code.loops import inner_loop
 from qcompiler.driver.machines import MACHINES
-from qcompiler.errors import BuildError
+from qcompiler.errors import BuildError, TargetError
 from qcompiler.runtime import Manifest
 from qcompiler.runtime.library import map_constants
 from qcompiler.runtime.manifest import LIBRARY_NAME
 from qcompiler.targets import registry
+from qcompiler.targets.base import GpuTarget
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,14 @@ def static_profile(
     Raises:
         BundleError: the bundle is damaged.
         BuildError: its library cannot be disassembled.
-        TargetError: its target is not known here.
+        TargetError: its target is not known here, or is a GPU.
     """
     manifest = runtime.verify(bundle, require_signature=require_signature)
     target = registry.resolve(manifest.target_name)
+    if isinstance(target, GpuTarget):
+        raise TargetError(
+            f"target {target.name}: loops of GPU code are not estimated; 'qcompile inspect' counts its instructions"
+        )
     library = bundle / LIBRARY_NAME
     kernels = kernel_functions(library)
     blocks, counting = _executed(bundle, manifest) if count else (None, "not counted, as asked")
