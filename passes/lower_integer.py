@@ -25,7 +25,7 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import Constant
 
-from qcompiler.operators import INTEGER_OPERATORS
+from qcompiler.operators import FLOAT_OPERATORS, INTEGER_OPERATORS
 from qcompiler.passes.expose_padding import producer
 from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, op_name
 from qcompiler.targets.base import Target
@@ -196,19 +196,19 @@ class _LowerInteger(Rewriter):
             return self.replaced(value.args[0])  # its producer wrote it
         if name not in self.options.lowerings:
             return call
-        if name == "qc.dense" and len(dims(value)) != 2:
-            return self._matrix(call, value)
+        if name in ("qc.dense", "qc.float_dense") and len(dims(value)) != 2:
+            return self._matrix(name, call, value)
         lowered = self._lowered(name, call, value, var)
         return call if lowered is None else lowered
 
-    def _matrix(self, call: relax.Call, old: relax.Call) -> relax.Expr:
+    def _matrix(self, name: str, call: relax.Call, old: relax.Call) -> relax.Expr:
         """A matrix product over the last of several axes: its kernel sees the others as one."""
         rows = prod(dims(old)[:-1])
         args = list(call.args)
-        for position in (0, *((4,) if len(args) > 4 else ())):
+        for position in (k for k, arg in enumerate(args) if dims(arg)[:-1] == dims(old)[:-1]):
             args[position] = self.emit(relax.op.reshape(args[position], (rows, dims(args[position])[-1])))
         flat = self.builder.normalize(relax.Call(call.op, args, call.attrs, call.ty_args))
-        lowered = self._lowered("qc.dense", flat, flat)
+        lowered = self._lowered(name, flat, flat)
         if lowered is None:
             return call
         return relax.op.reshape(self.emit(lowered), dims(old))
@@ -260,9 +260,9 @@ class _LowerInteger(Rewriter):
 
 
 def macs(call: relax.Call) -> int:
-    """Multiply-accumulates of a call of an integer operator."""
+    """Multiply-accumulates of a call of an operator of this compiler."""
     name = op_name(call)
-    if name not in ("qc.conv2d", "qc.dense"):
+    if name not in ("qc.conv2d", "qc.dense", *FLOAT_OPERATORS):
         return 0
     total = array(call.args[1]).size // dims(call.args[1])[0]
     for extent in dims(call):

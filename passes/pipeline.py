@@ -12,9 +12,11 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from qcompiler.operators import FLOAT_OPERATORS
 from qcompiler.passes import verify
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.expose_padding import ExposePadding
+from qcompiler.passes.fuse_float import FuseFloat
 from qcompiler.passes.lower_integer import Kernel, Layer, LowerInteger, Tunable
 from qcompiler.passes.plan_layout import PlanLayout
 from qcompiler.passes.propagate_quantization import PropagateQuantization
@@ -117,7 +119,8 @@ def to_physical(
     lower = LowerInteger(target, lowerings, scheduler, borders)
     expose = [ExposePadding(target, borders)] if borders else []
     signed = [StoreSigned()] if target.activations == "int8" else []
-    module = _apply([PlanLayout(), *expose, *signed, lower], module, dump)
+    fuse = [FuseFloat()] if lowerings.keys() >= FLOAT_OPERATORS else []
+    module = _apply([*fuse, PlanLayout(), *expose, *signed, lower], module, dump)
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
     with tvm_target:
         module = _apply(

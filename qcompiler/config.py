@@ -10,6 +10,9 @@ from qcompiler.errors import ConfigError
 
 Observer = Literal["minmax", "moving-average", "percentile", "mse"]
 
+Precision = Literal["int8", "fp32", "bf16", "fp16"]
+"""What a layer computes in: integers, or float with weights (and, where the chip multiplies it, inputs) of so many bits."""
+
 
 @dataclass(frozen=True)
 class CompileConfig:
@@ -17,6 +20,7 @@ class CompileConfig:
 
     Attributes:
         target: name of a target description, or ``native`` for the CPU this runs on.
+        precision: what layers compute in: ``int8`` needs calibration data, the float ones do not.
         observer: how activation ranges are found in the calibration data.
         percentile: for ``percentile``, the share of values inside the range, in percent, in (50, 100].
         averaging_constant: for ``moving-average``, the weight of the newest batch, in (0, 1].
@@ -31,6 +35,7 @@ class CompileConfig:
     """
 
     target: str = "native"
+    precision: Precision = "int8"
     observer: Observer = "minmax"
     percentile: float = 99.99
     averaging_constant: float = 0.01
@@ -46,6 +51,10 @@ class CompileConfig:
     def __post_init__(self) -> None:
         if self.observer not in get_args(Observer):
             raise ConfigError(f"unknown observer {self.observer!r}; known: {', '.join(get_args(Observer))}")
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"unknown precision {self.precision!r}; known: {', '.join(get_args(Precision))}"
+            )
         if not 50.0 < self.percentile <= 100.0:
             raise ConfigError(f"percentile is {self.percentile}; it must be above 50 and at most 100")
         if not 0.0 < self.averaging_constant <= 1.0:

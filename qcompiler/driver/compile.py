@@ -119,6 +119,8 @@ def quantized_program(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
         return respell(program), []
+    if config.precision != "int8":
+        return respell(program), []
     if calibration is None:
         raise CalibrationError(
             "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"

@@ -1,0 +1,86 @@
+"""Number formats of the dense x86 kernels: what is multiplied, what it is added to, and by which instruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.ir import Expr
+
+from qcompiler.targets.base import Target
+
+BFLOAT16_BITS = "uint16"
+"""Kernels see a bfloat16 as its bits: TVM would compute with it in float32, a conversion at a time."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Formats of a multiply-accumulate ``accumulator[lane] += sum(activation[k] * weight[lane, k] for k in word)``.
+
+    Attributes:
+        activation: dtype of the activations in memory.
+        weight: dtype of the packed weights.
+        accumulator: dtype of the sums.
+        word: products of a lane in one step.
+    """
+
+    activation: str
+    weight: str
+    accumulator: str
+    word: int
+
+    @property
+    def activation_bytes(self) -> int:
+        return int(np.dtype(self.activation).itemsize)
+
+    @property
+    def weight_bytes(self) -> int:
+        return int(np.dtype(self.weight).itemsize)
+
+    def product(self, activation: Expr, weight: Expr) -> Expr:
+        """The product of two elements, in the accumulator's dtype."""
+        return self._widened(activation, self.activation) * self._widened(weight, self.weight)
+
+    def _widened(self, value: Expr, dtype: str) -> Expr:
+        if self.accumulator == "float32" and dtype == BFLOAT16_BITS:
+            return from_bfloat16(value)
+        return value.astype(self.accumulator)
+
+
+INT8 = Arithmetic("uint8", "int8", "int32", 4)
+FLOAT32 = Arithmetic("float32", "float32", "float32", 1)
+FLOAT16_WEIGHTS = Arithmetic("float32", "float16", "float32", 1)
+BFLOAT16_WEIGHTS = Arithmetic("float32", BFLOAT16_BITS, "float32", 1)
+BFLOAT16 = Arithmetic(BFLOAT16_BITS, BFLOAT16_BITS, "float32", 2)
+
+
+def float_arithmetic(target: Target, precision: str) -> Arithmetic:
+    """The formats of a float layer of ``precision``: ``float32``, ``bfloat16`` or ``float16``.
+
+    Sums are float32 always. Without an instruction that multiplies 16-bit floats, only the weights are of 16 bits.
+    """
+    if precision == "bfloat16":
+        return BFLOAT16 if target.bf16_macs_per_cycle else BFLOAT16_WEIGHTS
+    return FLOAT16_WEIGHTS if precision == "float16" else FLOAT32
+
+
+def from_bfloat16(bits: Expr) -> Expr:
+    """The float32 of a bfloat16's bits: they are its upper half."""
+    return tirx.reinterpret("float32", bits.astype("uint32") << tirx.const(16, "uint32"))
+
+
+def to_bfloat16(value: Expr) -> Expr:
+    """The bits of the nearest bfloat16, ties to even; not a number stays one."""
+    bits = tirx.reinterpret("uint32", value)
+    sixteen, one = tirx.const(16, "uint32"), tirx.const(1, "uint32")
+    rounded = (bits + tirx.const(0x7FFF, "uint32") + ((bits >> sixteen) & one)) >> sixteen
+    quiet = (bits >> sixteen) | tirx.const(0x40, "uint32")
+    return tirx.Select(value.equal(value), rounded, quiet).astype(BFLOAT16_BITS)
+
+
+def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """As :func:`to_bfloat16`, of finite numbers."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
