@@ -12,7 +12,8 @@ After::
 
 What is fused: constants a channel that are added or multiplied, batch norms, a residual of the output's shape, and
 clamps. Only where nothing else reads the result in between. A batch norm that follows something else becomes a
-multiplication and an addition.
+multiplication and an addition. ``qc.round_float`` before a layer gives it its precision; where the target multiplies
+bfloat16, the layer's input becomes that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tvm import relax
 from tvm.ir import Constant
 
 from qcompiler import operators
-from qcompiler.operators import FLOAT_OPERATORS
+from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes.graph import Rewriter, array, constant, dims, dtype, ints, op_name
 from qcompiler.passes.tables import number
 
@@ -36,25 +37,52 @@ Values = NDArray[np.float64]
 
 
 class FuseFloat:
-    """Gathers float layers into operators that the target has kernels for."""
+    """Gathers float layers into operators that the target has kernels for.
+
+    Args:
+        multiplies_bfloat16: the target has an instruction that multiplies bfloat16.
+    """
+
+    def __init__(self, multiplies_bfloat16: bool) -> None:
+        self.multiplies_bfloat16 = multiplies_bfloat16
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
-        return _FuseFloat(module).run()
+        return _FuseFloat(module, self.multiplies_bfloat16).run()
 
 
 class _FuseFloat(Rewriter):
+    def __init__(self, module: tvm.IRModule, multiplies_bfloat16: bool) -> None:
+        super().__init__(module)
+        self.multiplies_bfloat16 = multiplies_bfloat16
+        self.bfloat16: dict[relax.Expr, relax.Var] = {}
+        """The bfloat16 form of new variables."""
+
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         new = self.replaced(value)
+        if op_name(value) == "qc.round_float":
+            return new.args[0]  # its users look for it where it was
         form = _FORMS.get(op_name(value))
         fused = form(self, value, new) if form is not None else None
         return new if fused is None else fused
+
+    def input(self, old: relax.Expr) -> tuple[relax.Expr, str]:
+        """The input of a layer as its kernel reads it, and the layer's precision."""
+        x, before = self.replaced(old), self.was(old)
+        if op_name(before) != "qc.round_float":
+            return x, "float32"
+        precision = str(before.attrs["precision"])
+        if precision != "bfloat16" or not self.multiplies_bfloat16:
+            return x, precision
+        if x not in self.bfloat16:
+            self.bfloat16[x] = self.emit(operators.call("qc.to_bfloat16", [x]), "bits")
+        return self.bfloat16[x], precision
 
     def layer(self, old: relax.Expr) -> relax.Call | None:
         """The float layer that computes an old operand for its one user, while nothing bounds its result."""
         if not isinstance(old, relax.Var) or self.uses[old] != 1:
             return None
         call = self.definition(self.replaced(old))
-        if op_name(call) not in FLOAT_OPERATORS or (float(call.attrs["lo"]), float(call.attrs["hi"])) != (
+        if op_name(call) not in FLOAT_LAYERS or (float(call.attrs["lo"]), float(call.attrs["hi"])) != (
             -inf,
             inf,
         ):
@@ -63,13 +91,13 @@ class _FuseFloat(Rewriter):
 
 
 def _conv2d(fuse: _FuseFloat, old: relax.Call, new: relax.Call) -> relax.Expr | None:
-    x, weight = new.args
-    a = old.attrs
+    weight, a = new.args[1], old.attrs
     plain = (a.data_layout, a.kernel_layout, a.out_layout) == ("NCHW", "OIHW", "NCHW")
-    if not plain or not _is_weight(weight, 4) or dtype(x) != "float32":
+    if not plain or not _is_weight(weight, 4) or dtype(new.args[0]) != "float32":
         return None
+    x, precision = fuse.input(old.args[0])
     return _layer(
-        "qc.float_conv2d", [x, weight], strides=ints(a.strides), padding=ints(a.padding), dilation=ints(a.dilation),
+        "qc.float_conv2d", [x, weight], precision=precision, strides=ints(a.strides), padding=ints(a.padding), dilation=ints(a.dilation),
         groups=int(a.groups), layout="NCHW",
     )  # fmt: skip
 
@@ -78,7 +106,8 @@ def _matmul(fuse: _FuseFloat, old: relax.Call, new: relax.Call) -> relax.Expr | 
     x, weight = new.args
     if not _is_weight(weight, 2) or dtype(x) != "float32" or len(dims(x)) < 2:
         return None
-    return _layer("qc.float_dense", [x, constant(array(weight).T)])
+    x, precision = fuse.input(old.args[0])
+    return _layer("qc.float_dense", [x, constant(array(weight).T)], precision=precision)
 
 
 def _is_weight(expr: relax.Expr, rank: int) -> bool:
@@ -87,9 +116,7 @@ def _is_weight(expr: relax.Expr, rank: int) -> bool:
 
 def _layer(name: str, args: list[relax.Expr], **attrs: Any) -> relax.Call:
     bias = constant(np.zeros(dims(args[1])[0], np.float32))
-    return operators.call(
-        name, [*args, bias], **attrs, lo=-inf, hi=inf, precision="float32", out_dtype="float32"
-    )
+    return operators.call(name, [*args, bias], **attrs, lo=-inf, hi=inf, out_dtype="float32")
 
 
 def _changed(call: relax.Call, args: list[relax.Expr], **attrs: Any) -> relax.Call:

@@ -25,7 +25,7 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import Constant
 
-from qcompiler.operators import FLOAT_OPERATORS, INTEGER_OPERATORS
+from qcompiler.operators import FLOAT_LAYERS, INTEGER_OPERATORS
 from qcompiler.passes.expose_padding import producer
 from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, op_name
 from qcompiler.targets.base import Target
@@ -37,6 +37,7 @@ from qcompiler.targets.borders import (
     border_of,
     write_border,
 )
+from qcompiler.targets.cpu import bfloat16
 from qcompiler.targets.workload import Origin, Scheduled, Scheduler, Workload, default_schedule
 
 
@@ -192,6 +193,8 @@ class _LowerInteger(Rewriter):
         if producer(self, var) == QUANTIZE_TO_NHWC and QUANTIZE_TO_NHWC in self.options.lowerings:
             # Quantization of an NCHW input writes NHWC itself; the kernel of the quantize node alone is then dead.
             return self._lowered(QUANTIZE_TO_NHWC, self.replaced(self.was(value.args[0])), value, var)
+        if name == "qc.to_bfloat16":  # unscheduled, so that TVM fuses it with what computes its input
+            return self.builder.call_te(bfloat16.conversion, *call.args, primfunc_name_hint="to_bfloat16")
         if name == "relax.nn.pad" and value.args[0] in self.bordered:
             return self.replaced(value.args[0])  # its producer wrote it
         if name not in self.options.lowerings:
@@ -262,7 +265,7 @@ class _LowerInteger(Rewriter):
 def macs(call: relax.Call) -> int:
     """Multiply-accumulates of a call of an operator of this compiler."""
     name = op_name(call)
-    if name not in ("qc.conv2d", "qc.dense", *FLOAT_OPERATORS):
+    if name not in ("qc.conv2d", "qc.dense", *FLOAT_LAYERS):
         return 0
     total = array(call.args[1]).size // dims(call.args[1])[0]
     for extent in dims(call):

@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from qcompiler.operators import FLOAT_OPERATORS
+from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes import verify
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.expose_padding import ExposePadding
@@ -22,6 +22,7 @@ from qcompiler.passes.plan_layout import PlanLayout
 from qcompiler.passes.propagate_quantization import PropagateQuantization
 from qcompiler.passes.rewrite_to_integer import RewriteToInteger
 from qcompiler.passes.schedule_float import ScheduleFloat
+from qcompiler.passes.store_bfloat16 import StoreBfloat16
 from qcompiler.passes.store_signed import StoreSigned
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
 from qcompiler.targets.base import Target
@@ -119,7 +120,10 @@ def to_physical(
     lower = LowerInteger(target, lowerings, scheduler, borders)
     expose = [ExposePadding(target, borders)] if borders else []
     signed = [StoreSigned()] if target.activations == "int8" else []
-    fuse = [FuseFloat()] if lowerings.keys() >= FLOAT_OPERATORS else []
+    fuse: list[Any] = []
+    if lowerings.keys() >= FLOAT_LAYERS:
+        multiplies = target.bf16_macs_per_cycle > 0
+        fuse = [FuseFloat(multiplies), *([StoreBfloat16()] if multiplies else [])]
     module = _apply([*fuse, PlanLayout(), *expose, *signed, lower], module, dump)
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
     with tvm_target:

@@ -213,7 +213,7 @@ def _permute_dims(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:
 
 
 _FLOAT_UNARY = (
-    "qc.quantize", "qc.dequantize", "relax.abs", "relax.clip", "relax.erf", "relax.exp", "relax.negative",
+    "qc.quantize", "qc.dequantize", "qc.to_bfloat16", "relax.abs", "relax.clip", "relax.erf", "relax.exp", "relax.negative",
     "relax.nn.gelu", "relax.nn.gelu_tanh", "relax.nn.leakyrelu", "relax.nn.relu", "relax.nn.silu", "relax.sigmoid",
     "relax.sqrt", "relax.square", "relax.tanh",
 )  # fmt: skip

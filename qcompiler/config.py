@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +22,8 @@ class CompileConfig:
     Attributes:
         target: name of a target description, or ``native`` for the CPU this runs on.
         precision: what layers compute in: ``int8`` needs calibration data, the float ones do not.
+        layer_precision: names, as in ``keep_float``, with a precision that goes before ``precision``; of several names
+            that fit a layer, the innermost module's counts.
         observer: how activation ranges are found in the calibration data.
         percentile: for ``percentile``, the share of values inside the range, in percent, in (50, 100].
         averaging_constant: for ``moving-average``, the weight of the newest batch, in (0, 1].
@@ -36,6 +39,7 @@ class CompileConfig:
 
     target: str = "native"
     precision: Precision = "int8"
+    layer_precision: Mapping[str, Precision] = field(default_factory=dict)
     observer: Observer = "minmax"
     percentile: float = 99.99
     averaging_constant: float = 0.01
@@ -63,6 +67,11 @@ class CompileConfig:
             )
         if not self.target:
             raise ConfigError("target is empty; run 'qcompile targets' for the known ones")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any layer may be computed in integers."""
+        return "int8" in (self.precision, *self.layer_precision.values())
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:

@@ -52,8 +52,14 @@ Reshape, permute_dims, concat, split, strided_slice, pad and resize2d (nearest) 
 operators on u8.
 
 Float operators stand for what is left in float where a target has kernels for it. Their sums are float32, in any order;
-``bf16`` is a bfloat16 by its bits, in uint16. No other value of 16 bits occurs: weights are given in float32, and
-``precision`` (float32, bfloat16, float16) says what they are rounded to when they are packed.
+``bf16`` is a bfloat16 by its bits, in uint16. Weights are given in float32, and ``precision`` (float32, bfloat16, float16)
+says what they are rounded to when they are packed.
+
+``qc.round_float(x: f32) -> f32``
+    attr ``precision``. What is computed from x may be computed in this precision: it marks the input of a float layer. As a
+    function it is ``x`` rounded to the nearest number of the precision.
+``qc.to_bfloat16(x: f32) -> bf16``
+    The nearest, halves to even.
 
 ``qc.float_conv2d(x: f32 or bf16, weight: f32 OIHW, bias: f32 [O] [, residual: f32 or bf16 like the output])``
     attrs ``strides``, ``padding``, ``dilation``, ``groups``, ``layout``, ``lo``, ``hi``, ``precision``, ``out_dtype``
@@ -150,11 +156,16 @@ _DECLARATIONS: dict[str, Callable[[relax.Call], relax.TensorType]] = {
 INTEGER_OPERATORS = frozenset(_DECLARATIONS)
 """Names of the integer operators, the conversions at their borders included."""
 
+BFLOAT16_BITS = "uint16"
+"""Dtype of tensors that hold bfloat16 by their bits."""
+
 _FLOAT_DECLARATIONS: dict[str, Callable[[relax.Call], relax.TensorType]] = {
     "qc.float_conv2d": _infer_conv2d,
     "qc.float_dense": _infer_dense,
+    "qc.round_float": _infer_same("float32"),
+    "qc.to_bfloat16": _infer_same(BFLOAT16_BITS),
 }
-FLOAT_OPERATORS = frozenset(_FLOAT_DECLARATIONS)
+FLOAT_LAYERS = frozenset({"qc.float_conv2d", "qc.float_dense"})
 """Names of the float operators that targets have kernels for."""
 
 
@@ -175,7 +186,7 @@ _register()
 
 def call(name: str, args: Sequence[relax.Expr], **attrs: Any) -> relax.Call:
     """A call of operator ``name`` of this compiler; the block builder that emits it infers its type."""
-    assert name in INTEGER_OPERATORS | FLOAT_OPERATORS, name
+    assert name in INTEGER_OPERATORS or name in _FLOAT_DECLARATIONS, name
     return relax.Call(Op.get(name), list(args), tvm.ir.make_node("ir.DictAttrs", **attrs))
 
 

@@ -8,9 +8,17 @@ from typing import Annotated, get_args
 import typer
 
 from qcompiler.cli.options import Json, ProgressOption, Traceback, emit_json, guarded
-from qcompiler.config import CompileConfig, Observer
+from qcompiler.config import CompileConfig, Observer, Precision
+from qcompiler.errors import ConfigError
 
 _DEFAULTS = CompileConfig()
+
+
+def _assignment(text: str) -> tuple[str, Precision]:
+    name, equals, precision = text.rpartition("=")
+    if not equals or not name:
+        raise ConfigError(f"layer_precision is {text!r}; give NAME=PRECISION, as layer1.0.conv1=fp32")
+    return name, precision  # type: ignore[return-value]  # CompileConfig checks it
 
 
 def command(
@@ -34,6 +42,20 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip to compile for (qcompile targets); 'native' is this machine's.")
     ] = _DEFAULTS.target,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help=f"What layers compute in: {', '.join(get_args(Precision))}; the float ones need no calibration."
+        ),
+    ] = _DEFAULTS.precision,
+    layer_precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Precision of one operator or module, before --precision; may be repeated.",
+            metavar="NAME=PRECISION",
+            show_default=False,
+        ),
+    ] = None,
     observer: Annotated[
         str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
     ] = _DEFAULTS.observer,
@@ -77,6 +99,8 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
+            precision=precision,  # type: ignore[arg-type]  # CompileConfig checks it
+            layer_precision=dict(_assignment(text) for text in layer_precision or ()),
             observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
             percentile=percentile,
             averaging_constant=averaging_constant,

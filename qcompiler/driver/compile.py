@@ -17,7 +17,6 @@ import tvm_ffi
 from torch.export import ExportedProgram
 from tvm import relax
 
-import qcompiler.operators  # noqa: F401  registers the integer operators
 from qcompiler._version import __version__
 from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
@@ -29,12 +28,13 @@ from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
 from qcompiler.errors import BuildError, CalibrationError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
+from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
+from qcompiler.quantization import FloatOperator, leave_float, quantize, respell, rounded_layers
 from qcompiler.quantization import calibration as calibrations
-from qcompiler.quantization import quantize, respell
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
 from qcompiler.runtime.manifest import (
@@ -91,6 +91,7 @@ def compile_model(
         QCompilerError: the class says what kind of fault, the message what to do.
     """
     target = registry.resolve(config.target)
+    _check_precision(target, config)
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     program = program_of(model, example_inputs)
@@ -114,16 +115,25 @@ def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
     if capture.is_quantized(program):
+        if config.precision != "int8":
+            raise ConfigError(
+                f"precision {config.precision}: the model is quantized already; give the float model, or leave "
+                "precision at int8"
+            )
         if calibration is not None:
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
         return respell(program), []
-    if config.precision != "int8":
-        return respell(program), []
+    if not config.quantizes:
+        if calibration is not None:
+            log.warning("no layer is int8; calibration data is not used")
+        program, floats = leave_float(program, config)
+        return program, _records(floats)
     if calibration is None:
         raise CalibrationError(
-            "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"
+            "calibration data is missing: give an .npz file with an array an input, or an iterable of batches; "
+            "precision fp32, bf16 and fp16 need none"
         )
     inputs = capture.user_inputs(program)
     if isinstance(calibration, str | Path):
@@ -131,7 +141,20 @@ def quantized_program(
     else:
         batches = calibrations.from_iterable(calibration, inputs)
     quantized, floats = quantize(program, target.rules, batches, config)
-    return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+    return quantized, _records(floats)
+
+
+def _records(floats: Iterable[FloatOperator]) -> list[FloatRecord]:
+    return [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+
+
+def _check_precision(target: Target, config: CompileConfig) -> None:
+    """Refuses 16-bit floats where the target has no kernels for them."""
+    wanted = sorted({config.precision, *config.layer_precision.values()} & {"bf16", "fp16"})
+    if wanted and not kernels(target)["lowerings"].keys() >= FLOAT_LAYERS:
+        raise ConfigError(
+            f"precision {wanted[0]}: target {target.name} has no kernels for it; allowed: int8, fp32"
+        )
 
 
 def _build(
@@ -144,7 +167,8 @@ def _build(
     output: Path,
 ) -> CompileResult:
     dump = pipeline.Dump(config.dump_ir)
-    integer = pipeline.to_integer(import_program(program), dump)
+    module = import_program(program, rounded_layers(program.graph.nodes, config))
+    integer = pipeline.to_integer(module, dump)
     physical = pipeline.to_physical(
         integer.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )

@@ -4,7 +4,10 @@ from qcompiler._quiet import quiet
 
 quiet()
 
-from qcompiler.quantization.places import FloatOperator  # noqa: E402  torchao is quiet from here on
-from qcompiler.quantization.quantizer import quantize, respell  # noqa: E402
+from qcompiler.quantization.places import (  # noqa: E402  torchao is quiet from here on
+    FloatOperator,
+    rounded_layers,
+)
+from qcompiler.quantization.quantizer import leave_float, quantize, respell  # noqa: E402
 
-__all__ = ["FloatOperator", "quantize", "respell"]
+__all__ = ["FloatOperator", "leave_float", "quantize", "respell", "rounded_layers"]

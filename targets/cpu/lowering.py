@@ -220,12 +220,14 @@ class Shared:
         return Lowered(workload(transposed, call, "quantize_to_nhwc", sketch), [call.args[0]])
 
     def pad(self, call: relax.Call, target: Target) -> Lowered | None:
-        """Constant padding of rows and columns of an NHWC tensor of bytes; any other is TVM's."""
+        """Constant padding of rows and columns of an NHWC activation; any other is TVM's."""
         border = border_of(call)
         if border is None:
             return None
+        dtype = str(call.ty.dtype)
+        vector = target.vector_bits // 8 // np.dtype(dtype).itemsize
         return Lowered(
-            movement.pad(dims(call.args[0]), border, target.vector_bits // 8, str(call.ty.dtype)),
+            movement.pad(dims(call.args[0]), border, vector, dtype),
             [call.args[0]],
         )
 

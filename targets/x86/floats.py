@@ -13,21 +13,15 @@ from numpy.typing import NDArray
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
+from qcompiler.operators import BFLOAT16_BITS
 from qcompiler.targets.base import Target
+from qcompiler.targets.cpu.bfloat16 import bfloat16_bits, from_bfloat16, to_bfloat16
 from qcompiler.targets.cpu.channels import pack_channels
 from qcompiler.targets.cpu.lowering import Lowered, constant, conv_shape, dims, value
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div, unscheduled
 from qcompiler.targets.workload import Workload
 from qcompiler.targets.x86 import computes, decisions, dense, layouts, schedules
-from qcompiler.targets.x86.arithmetic import (
-    BFLOAT16,
-    BFLOAT16_BITS,
-    Arithmetic,
-    bfloat16_bits,
-    float_arithmetic,
-    from_bfloat16,
-    to_bfloat16,
-)
+from qcompiler.targets.x86.arithmetic import BFLOAT16, Arithmetic, float_arithmetic
 from qcompiler.targets.x86.float_intrinsics import imported, multiply_add
 
 

@@ -208,6 +208,8 @@ def lower_lut(call: relax.Call, target: Target) -> Lowered:
 
 def reads_padded(call: relax.Call, target: Target) -> bool:
     """Whether the kernel of a convolution reads a padded input as it is, without a copy of its own."""
+    if str(call.op.name) in floats.FLOAT_LOWERINGS:
+        return floats.reads_padded(call, target)
     shape = conv_shape(call).on_padded_input()
     if _is_depthwise_vnni(call, shape, target):
         return True
@@ -220,10 +222,14 @@ def reads_padded(call: relax.Call, target: Target) -> bool:
 
 def needs_padded(call: relax.Call, target: Target) -> bool:
     """Whether a convolution's kernel is so much better on a padded input that a copy is worth it."""
+    if str(call.op.name) in floats.FLOAT_LOWERINGS:
+        return False
     return _is_depthwise_vnni(call, conv_shape(call).on_padded_input(), target)
 
 
-BORDERS = Borders(frozenset({"qc.conv2d", "qc.lut", QUANTIZE_TO_NHWC}), reads_padded, needs_padded)
+BORDERS = Borders(
+    frozenset({"qc.conv2d", "qc.float_conv2d", "qc.lut", QUANTIZE_TO_NHWC}), reads_padded, needs_padded
+)
 """What x86 does about padding."""
 
 SHARED = Shared(UNSIGNED, _requantization, computes.bounded)
