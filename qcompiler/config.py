@@ -55,10 +55,10 @@ class CompileConfig:
     def __post_init__(self) -> None:
         if self.observer not in get_args(Observer):
             raise ConfigError(f"unknown observer {self.observer!r}; known: {', '.join(get_args(Observer))}")
-        if self.precision not in get_args(Precision):
-            raise ConfigError(
-                f"unknown precision {self.precision!r}; known: {', '.join(get_args(Precision))}"
-            )
+        for name, precision in (("precision", self.precision), *self.layer_precision.items()):
+            if precision not in get_args(Precision):
+                known = ", ".join(get_args(Precision))
+                raise ConfigError(f"{name} is {precision!r}, which is no precision; known: {known}")
         if not 50.0 < self.percentile <= 100.0:
             raise ConfigError(f"percentile is {self.percentile}; it must be above 50 and at most 100")
         if not 0.0 < self.averaging_constant <= 1.0:

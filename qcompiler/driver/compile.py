@@ -23,7 +23,7 @@ from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
-from qcompiler.driver.machine_code.library import count_instructions
+from qcompiler.driver.machine_code.library import count_instructions, forms
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
 from qcompiler.errors import BuildError, CalibrationError, ConfigError
 from qcompiler.frontend import capture
@@ -230,7 +230,8 @@ def _code(module: tvm.IRModule, tvm_target: tvm.target.Target, library: Path) ->
 
 def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
     """A layer's certificate: its accumulator's bound, and its instruction counted in the library."""
-    count = counts.get(layer.kernel, {}).get(layer.instruction, 0) if layer.instruction else 0
+    found = counts.get(layer.kernel, {})
+    count = sum(found.get(form, 0) for form in forms(layer.instruction)) if layer.instruction else 0
     if layer.instruction and not count:
         raise BuildError(
             f"layer {layer.name} was to use {layer.instruction}, and its kernel {layer.kernel} has none; "
