@@ -47,7 +47,20 @@ class FuseFloat:
         self.multiplies_bfloat16 = multiplies_bfloat16
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
-        return _FuseFloat(module, self.multiplies_bfloat16).run()
+        fuse = _FuseFloat(module, self.multiplies_bfloat16)
+        return _Rename(fuse.run(), fuse.names).run()
+
+
+class _Rename(Rewriter):
+    """Gives layers the names of the user's modules, which their float forms had until now."""
+
+    def __init__(self, module: tvm.IRModule, names: dict[str, str]) -> None:
+        super().__init__(module)
+        self.names = names
+
+    def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        self.name = self.names.get(self.name, self.name)
+        return None
 
 
 class _FuseFloat(Rewriter):
@@ -56,6 +69,10 @@ class _FuseFloat(Rewriter):
         self.multiplies_bfloat16 = multiplies_bfloat16
         self.bfloat16: dict[relax.Expr, relax.Var] = {}
         """The bfloat16 form of new variables."""
+        self.continued: str | None = None
+        """Name of the layer that the call in hand takes further."""
+        self.names: dict[str, str] = {}
+        """Names of the layers that new variables are the results of, by the variables' names."""
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         new = self.replaced(value)
@@ -63,7 +80,16 @@ class _FuseFloat(Rewriter):
             return new.args[0]  # its users look for it where it was
         form = _FORMS.get(op_name(value))
         fused = form(self, value, new) if form is not None else None
-        return new if fused is None else fused
+        if fused is None:
+            return new
+        return self.of_layer(fused) if op_name(fused) in FLOAT_LAYERS else fused
+
+    def of_layer(self, call: relax.Call) -> relax.Var:
+        """A layer's call, bound to a variable that will have the name of the layer that it continues, if any."""
+        name, self.continued = self.continued or self.name, None
+        result = self.emit(call)
+        self.names[result.name] = name
+        return result
 
     def input(self, old: relax.Expr) -> tuple[relax.Expr, str]:
         """The input of a layer as its kernel reads it, and the layer's precision."""
@@ -88,6 +114,13 @@ class _FuseFloat(Rewriter):
         ):
             return None
         return call
+
+    def changed(self, old: relax.Expr, args: list[relax.Expr], **attrs: Any) -> relax.Call:
+        """The layer that computes an old operand, with other operands and attributes."""
+        var = self.replaced(old)
+        self.continued = self.names[var.name]
+        call = self.definition(var)
+        return operators.call(op_name(call), args, **{**{str(k): v for k, v in call.attrs.items()}, **attrs})
 
 
 def _conv2d(fuse: _FuseFloat, old: relax.Call, new: relax.Call) -> relax.Expr | None:
@@ -119,10 +152,6 @@ def _layer(name: str, args: list[relax.Expr], **attrs: Any) -> relax.Call:
     return operators.call(name, [*args, bias], **attrs, lo=-inf, hi=inf, out_dtype="float32")
 
 
-def _changed(call: relax.Call, args: list[relax.Expr], **attrs: Any) -> relax.Call:
-    return operators.call(op_name(call), args, **{**{str(k): v for k, v in call.attrs.items()}, **attrs})
-
-
 def _channel_axis(call: relax.Call) -> int:
     return 1 if op_name(call) == "qc.float_conv2d" else len(dims(call)) - 1
 
@@ -140,15 +169,17 @@ def _per_channel(expr: relax.Expr, call: relax.Call) -> Values | None:
     return np.broadcast_to(whole.reshape(-1), (dims(call)[axis],))
 
 
-def _scaled(call: relax.Call, scale: Values, shift: Values) -> relax.Call | None:
-    """The layer whose result is ``call * scale + shift``, a channel each."""
+def _scaled(fuse: _FuseFloat, old: relax.Expr, scale: Values, shift: Values) -> relax.Call | None:
+    """The layer whose result is that of ``old`` times ``scale`` plus ``shift``, a channel each."""
+    call = fuse.layer(old)
+    assert call is not None
     x, weight, bias, *residual = call.args
     if residual and not (scale == 1.0).all():
         return None
     values = array(weight).astype(np.float64)
     scaled = values * scale.reshape(-1, *(1,) * (values.ndim - 1))
     moved = array(bias).astype(np.float64) * scale + shift
-    return _changed(call, [x, _float32(scaled), _float32(moved), *residual])
+    return fuse.changed(old, [x, _float32(scaled), _float32(moved), *residual])
 
 
 def _float32(values: Values) -> relax.Expr:
@@ -163,10 +194,13 @@ def _add(fuse: _FuseFloat, old: relax.Call, new: relax.Call) -> relax.Expr | Non
             continue
         shift = _per_channel(other, call)
         if shift is not None:
-            return _scaled(call, np.ones_like(shift), shift)
+            result = _scaled(fuse, old.args[position], np.ones_like(shift), shift)
+            if op_name(call) == "qc.float_dense":
+                fuse.continued = None  # the importer names a linear layer's sum after it, not its product
+            return result
         fits = isinstance(other, relax.Var) and dims(other) == dims(new) == dims(call)
         if fits and dtype(other) == "float32" and len(call.args) == 3:
-            return _changed(call, [*call.args, other])
+            return fuse.changed(old.args[position], [*call.args, other])
     return None
 
 
@@ -175,7 +209,7 @@ def _multiply(fuse: _FuseFloat, old: relax.Call, new: relax.Call) -> relax.Expr 
         call = fuse.layer(old.args[position])
         scale = None if call is None else _per_channel(new.args[1 - position], call)
         if call is not None and scale is not None:
-            return _scaled(call, scale, np.zeros_like(scale))
+            return _scaled(fuse, old.args[position], scale, np.zeros_like(scale))
     return None
 
 
@@ -190,13 +224,14 @@ def _batch_norm(fuse: _FuseFloat, old: relax.Call, new: relax.Call) -> relax.Exp
     call = fuse.layer(old.args[0])
     fused = None
     if call is not None and _channel_axis(call) == int(a.axis) % len(dims(x)):
-        fused = _scaled(call, scale, shift)
+        fused = _scaled(fuse, old.args[0], scale, shift)
     if fused is None:
         shape = [1] * len(dims(x))
         shape[int(a.axis)] = -1
         product = fuse.emit(relax.op.multiply(x, _float32(scale.reshape(shape))))
         fused = relax.op.add(product, _float32(shift.reshape(shape)))
-    return relax.Tuple([fuse.emit(fused), statistics[2], statistics[3]])
+    result = fuse.of_layer(fused) if op_name(fused) in FLOAT_LAYERS else fuse.emit(fused)
+    return relax.Tuple([result, statistics[2], statistics[3]])
 
 
 def _relu(fuse: _FuseFloat, old: relax.Call, new: relax.Call) -> relax.Expr | None:
@@ -209,7 +244,7 @@ def _clip(fuse: _FuseFloat, old: relax.Call, new: relax.Call) -> relax.Expr | No
 
 def _clamped(fuse: _FuseFloat, old: relax.Call, lo: float, hi: float) -> relax.Expr | None:
     call = fuse.layer(old.args[0])
-    return None if call is None else _changed(call, list(call.args), lo=float(lo), hi=float(hi))
+    return None if call is None else fuse.changed(old.args[0], list(call.args), lo=float(lo), hi=float(hi))
 
 
 _FORMS: dict[str, Callable[[_FuseFloat, relax.Call, relax.Call], relax.Expr | None]] = {

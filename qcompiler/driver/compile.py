@@ -68,6 +68,19 @@ class CompileResult:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Built:
+    """A bundle, and where its kernels come from.
+
+    Attributes:
+        result: the bundle.
+        kernels: as of :class:`~qcompiler.passes.pipeline.Physical`.
+    """
+
+    result: CompileResult
+    kernels: tuple[tuple[str, tuple[str, ...]], ...]
+
+
 def compile_model(
     model: Model,
     config: CompileConfig,
@@ -96,7 +109,7 @@ def compile_model(
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     program = program_of(model, example_inputs)
     quantized, refused = quantized_program(program, target, config, calibration)
-    return _build(quantized, refused, target, tvm_target, scheduler, config, Path(output))
+    return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
 
 
 def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
@@ -119,6 +132,11 @@ def quantized_program(
             raise ConfigError(
                 f"precision {config.precision}: the model is quantized already; give the float model, or leave "
                 "precision at int8"
+            )
+        if config.plan is not None:
+            raise ConfigError(
+                f"plan {config.plan}: the model is quantized already, and its own quantize nodes say what is int8; "
+                "give the float model, or no plan"
             )
         if calibration is not None:
             log.warning(
@@ -157,7 +175,7 @@ def _check_precision(target: Target, config: CompileConfig) -> None:
         )
 
 
-def _build(
+def build(
     program: ExportedProgram,
     refused: list[FloatRecord],
     target: Target,
@@ -165,7 +183,8 @@ def _build(
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
-) -> CompileResult:
+) -> Built:
+    """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
     module = import_program(program, rounded_layers(program.graph.nodes, config))
     integer = pipeline.to_integer(module, dump)
@@ -210,7 +229,7 @@ def _build(
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:
         log.info("%s at %s stays in float: %s", record.operator, record.place, record.reason)
-    return CompileResult(written, read_manifest(written))
+    return Built(CompileResult(written, read_manifest(written)), physical.kernels)
 
 
 def _jsonable(value: Any) -> Any:

@@ -15,7 +15,6 @@ from qcompiler.quantization.operator_classes import (
     MATMUL_CLASSES,
     ORIGIN,
     Refusal,
-    aten,
     classify,
     operator_name,
 )
@@ -101,16 +100,6 @@ def precision(node: Node, config: CompileConfig) -> Precision:
     # A name that is the beginning of its module's path is a module, the innermost the longest; others are operators.
     path = module_path(node)
     return config.layer_precision[max(names, key=lambda name: len(name) if path.startswith(name) else 0)]
-
-
-_DTYPES: Mapping[Precision, str] = {"bf16": "bfloat16", "fp16": "float16"}
-
-
-def rounded_layers(nodes: Iterable[Node], config: CompileConfig) -> Mapping[str, str]:
-    """The convolutions and linear layers that are to be computed on 16-bit floats: dtypes by the nodes' names."""
-    layers = [n for n in nodes if n.target in (aten.conv2d.default, aten.linear.default)]
-    chosen = {n.name: precision(n, config) for n in layers}
-    return {name: _DTYPES[p] for name, p in chosen.items() if p in _DTYPES}
 
 
 def _check_known(option: str, names: Iterable[str], nodes: Iterable[Node]) -> None:
