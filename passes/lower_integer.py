@@ -53,6 +53,8 @@ class Kernel(Protocol):
     @property
     def reason(self) -> str | None: ...
     @property
+    def arithmetic(self) -> str | None: ...
+    @property
     def with_border(self) -> Callable[[Border], tirx.PrimFunc] | None: ...
 
 
@@ -71,6 +73,7 @@ class Layer:
         instruction: the multiply-accumulate instruction of its kernel, or None.
         reason: why it has none, or None.
         schedule: where its schedule comes from; None for a kernel with one schedule only.
+        arithmetic: formats of activations, weights and sums of a convolution or matrix product, or None.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Layer:
     instruction: str | None
     reason: str | None
     schedule: Origin | None
+    arithmetic: str | None
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,7 @@ class _LowerInteger(Rewriter):
             Layer(
                 self.name, operator, function.name_hint, dtype(old), dims(old), macs(old), bound,
                 kernel.instruction, kernel.reason, None if tunable is None else scheduled.origin,
+                kernel.arithmetic or ("uint8 x int8 -> int32" if "accumulator_bound" in attrs else None),
             )
         )  # fmt: skip
         operands = [a if isinstance(a, relax.Var | Constant) else self.emit(a) for a in args]

@@ -259,7 +259,7 @@ def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
     return LayerRecord(
         name=layer.name, operator=layer.operator, dtype=layer.dtype, output_shape=layer.shape, macs=layer.macs,
         accumulator_bound=layer.accumulator_bound, instruction=layer.instruction, instruction_count=count,
-        reason=layer.reason, function=layer.kernel, schedule=layer.schedule,
+        reason=layer.reason, function=layer.kernel, schedule=layer.schedule, arithmetic=layer.arithmetic,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ class Lowered:
         args: what it is called with: activations of the call and packed constants.
         instruction: the multiply-accumulate instruction of its inner loop, or None.
         reason: why it is not the target's own, or None.
+        arithmetic: formats of activations, weights and sums of a float layer, for people; None for any other call.
         with_border: the kernel that writes its output inside a border, where it is not ``kernel`` with its stores moved.
     """
 
@@ -40,6 +41,7 @@ class Lowered:
     args: list[relax.Expr]
     instruction: str | None = None
     reason: str | None = None
+    arithmetic: str | None = None
     with_border: Callable[[Border], tirx.PrimFunc] | None = None
 
 

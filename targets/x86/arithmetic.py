@@ -36,6 +36,10 @@ class Arithmetic:
     def weight_bytes(self) -> int:
         return int(np.dtype(self.weight).itemsize)
 
+    def __str__(self) -> str:
+        names = ["bfloat16" if d == BFLOAT16_BITS else d for d in (self.activation, self.weight)]
+        return f"{' x '.join(names)} -> {self.accumulator}"
+
     def product(self, activation: Expr, weight: Expr) -> Expr:
         """The product of two elements, in the accumulator's dtype."""
         return self._widened(activation, self.activation) * self._widened(weight, self.weight)

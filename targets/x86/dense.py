@@ -155,4 +155,4 @@ def lower(
         operator, shape.describe(matrix), unscheduled(kernel), sketches if tunable else sketches[:1], tunable
     )
     args = [x, constant(packed), *operands(cut.blocks, lanes)]
-    return Lowered(workload, args, multiplier.instruction)
+    return Lowered(workload, args, multiplier.instruction, arithmetic=str(arithmetic))

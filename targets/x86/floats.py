@@ -151,7 +151,7 @@ def _lower_depthwise(call: relax.Call, shape: ConvShape, weight: NDArray[np.floa
         "float_depthwise", shape.describe(matrix=False), unscheduled(kernel), (sketch,), tunable=False
     )
     args = [call.args[0], constant(packed), *_operands(call, packed.shape[0], lanes)]
-    return Lowered(workload, args, None, "depthwise: one product a channel and tap")
+    return Lowered(workload, args, None, "depthwise: one product a channel and tap", str(arithmetic))
 
 
 def reads_padded(call: relax.Call, target: Target) -> bool:
