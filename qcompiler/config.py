@@ -32,6 +32,7 @@ class CompileConfig:
         keep_float: names of operators (``conv2d``) or of modules (``layer1.0.conv1``) left in float.
         plan: a file with a precision for each layer (``qcompiler.quantization.plan``), or None for int8 wherever
             there is a kernel. ``skip_first``, ``skip_last`` and ``keep_float`` come before it.
+        gate: measure each layer in int8 and in float on this machine, and leave in float what is faster there.
         embed_reference: store the folded module in the bundle, so that ``verify`` works on it.
         dump_ir: folder that gets one numbered file a pass, or None.
         tuned: use the tuning logs that come with the compiler.
@@ -49,6 +50,7 @@ class CompileConfig:
     skip_last: bool = False
     keep_float: tuple[str, ...] = ()
     plan: Path | None = None
+    gate: bool = False
     embed_reference: bool = True
     dump_ir: Path | None = None
     tuned: bool = True
@@ -72,6 +74,8 @@ class CompileConfig:
             raise ConfigError(
                 f"averaging_constant is {self.averaging_constant}; it must be above 0 and at most 1"
             )
+        if self.gate and self.plan is not None:
+            raise ConfigError("gate and plan both say what stays in float; give one of them")
         if not self.target:
             raise ConfigError("target is empty; run 'qcompile targets' for the known ones")
 

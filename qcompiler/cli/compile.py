@@ -84,6 +84,10 @@ def command(
             show_default=False,
         ),
     ] = _DEFAULTS.plan,
+    gate: Annotated[
+        bool,
+        typer.Option(help="Time each layer in int8 and in float on this machine, and keep the faster."),
+    ] = _DEFAULTS.gate,
     embed_reference: Annotated[
         bool, typer.Option(help="Store what 'qcompile verify' compares with in the bundle.")
     ] = _DEFAULTS.embed_reference,
@@ -115,6 +119,7 @@ def command(
             skip_last=skip_last,
             keep_float=tuple(keep_float or ()),
             plan=plan,
+            gate=gate,
             embed_reference=embed_reference,
             dump_ir=dump_ir,
             tuned=tuned,

@@ -108,7 +108,13 @@ def compile_model(
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     program = program_of(model, example_inputs)
-    quantized, refused = quantized_program(program, target, config, calibration)
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        if config.gate:
+            from qcompiler.driver.search.gate import gated  # compiles, and so imports this file
+
+            plan = Path(folder) / "plan.json"
+            config, calibration = gated(program, target, scheduler, config, calibration, plan)
+        quantized, refused = quantized_program(program, target, config, calibration)
     return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
 
 
@@ -148,6 +154,16 @@ def quantized_program(
             log.warning("no layer is int8; calibration data is not used")
         program, floats = leave_float(program, config)
         return program, _records(floats)
+    quantized, floats = quantize(program, target.rules, batches_of(program, calibration), config)
+    return quantized, _records(floats)
+
+
+def batches_of(program: ExportedProgram, calibration: Calibration) -> list[tuple[torch.Tensor, ...]]:
+    """Calibration data as checked batches of the program's own shapes.
+
+    Raises:
+        CalibrationError: there is none, or it does not fit the program.
+    """
     if calibration is None:
         raise CalibrationError(
             "calibration data is missing: give an .npz file with an array an input, or an iterable of batches; "
@@ -155,11 +171,8 @@ def quantized_program(
         )
     inputs = capture.user_inputs(program)
     if isinstance(calibration, str | Path):
-        batches = calibrations.load_npz(calibration, inputs)
-    else:
-        batches = calibrations.from_iterable(calibration, inputs)
-    quantized, floats = quantize(program, target.rules, batches, config)
-    return quantized, _records(floats)
+        return calibrations.load_npz(calibration, inputs)
+    return calibrations.from_iterable(calibration, inputs)
 
 
 def _records(floats: Iterable[FloatOperator]) -> list[FloatRecord]:
@@ -188,8 +201,44 @@ def build(
     dump = pipeline.Dump(config.dump_ir)
     module = import_program(program, rounded_layers(program.graph.nodes, config))
     integer = pipeline.to_integer(module, dump)
+    model = IntegerModel(
+        integer.module,
+        _inputs(program, integer.module),
+        _outputs(program, integer.module),
+        float_operators(integer.module, integer.notes, refused),
+    )
+    return build_integer(model, target, tvm_target, scheduler, config, output, dump)
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerModel:
+    """A model after the phase *integer*, which is the same for every target.
+
+    Attributes:
+        module: Relax module with ``qc.*`` operators.
+        inputs: its inputs by the user's names.
+        outputs: its outputs.
+        float_operators: what stayed in float, and why.
+    """
+
+    module: tvm.IRModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    float_operators: tuple[FloatRecord, ...]
+
+
+def build_integer(
+    model: IntegerModel,
+    target: Target,
+    tvm_target: tvm.target.Target,
+    scheduler: TunedScheduler,
+    config: CompileConfig,
+    output: Path,
+    dump: pipeline.Dump,
+) -> Built:
+    """An integer model as a bundle for a target: steps 5 to 7."""
     physical = pipeline.to_physical(
-        integer.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
+        model.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
     lift = LiftConstants()
@@ -199,8 +248,8 @@ def build(
         _code(machine, tvm_target, library)
         counts = count_instructions(library)
         manifest = Manifest(
-            inputs=_inputs(program, integer.module),
-            outputs=_outputs(program, integer.module),
+            inputs=model.inputs,
+            outputs=model.outputs,
             target=json.loads(json.dumps(asdict(target), default=_jsonable)),
             constants=bundle.constant_specs(lift.constants),
             versions=Versions(
@@ -212,7 +261,7 @@ def build(
             ),
             layers=tuple(_record(layer, counts) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
-            float_operators=float_operators(integer.module, integer.notes, refused),
+            float_operators=model.float_operators,
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
@@ -224,7 +273,7 @@ def build(
             extra[CONSTANTS_NAME] = bundle.constants_bytes(lift.constants)
         if config.embed_reference:
             reference = Path(folder) / bundle.REFERENCE_NAME
-            storage.save(integer.module, reference)
+            storage.save(model.module, reference)
             extra[bundle.REFERENCE_NAME] = reference
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:

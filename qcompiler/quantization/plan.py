@@ -6,10 +6,11 @@
       "format_version": 1,
       "default": "int8",
       "layers": {"conv1": "fp32", "layer1.0.conv1": "int8"},
+      "reasons": {"conv1": "its input has outliers"},
       "notes": {}
     }
 
-``notes`` is for people and other programs; the compiler does not read it.
+``reasons`` are what a manifest says of layers in float. ``notes`` is for people and other programs; the compiler does not read it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _KNOWN: tuple[str, ...] = get_args(AnyPrecision)
 
-_FIELDS = ("format_version", "default", "layers", "notes")
+_FIELDS = ("format_version", "default", "layers", "reasons", "notes")
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ class Plan:
     Attributes:
         layers: precisions by name of the layer, such as ``layer1.0.conv1``.
         default: precision of the layers that ``layers`` does not name.
+        reasons: why layers are in float, by name.
         notes: anything that JSON holds, for people.
     """
 
     layers: Mapping[str, AnyPrecision]
     default: AnyPrecision = "int8"
+    reasons: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,8 +60,16 @@ class Plan:
             if value not in _KNOWN:
                 raise ConfigError(f"plan: precision of {where} is {value!r}; allowed: {', '.join(_KNOWN)}")
 
+        for name, reason in self.reasons.items():
+            if not isinstance(reason, str):
+                raise ConfigError(f"plan: the reason of {name} is {reason!r:.80}; it must be a text")
+
     def precision(self, layer: str) -> AnyPrecision:
         return self.layers.get(layer, self.default)
+
+    def reason(self, layer: str) -> str:
+        """Why a layer is in float."""
+        return self.reasons.get(layer, f"plan: {self.precision(layer)}")
 
     def to_json(self) -> str:
         """The text of the file; equal plans give equal texts."""
@@ -66,6 +77,7 @@ class Plan:
             "format_version": FORMAT_VERSION,
             "default": self.default,
             "layers": dict(self.layers),
+            "reasons": dict(self.reasons),
             "notes": dict(self.notes),
         }
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
@@ -94,7 +106,9 @@ class Plan:
             raise ConfigError(
                 f"{source}: format_version is {data.get('format_version')!r}; this qcompiler reads {FORMAT_VERSION}"
             )
-        objects = {"layers": data.get("layers"), "notes": data.get("notes", {})}
+        objects = {
+            "layers": data.get("layers"), "reasons": data.get("reasons", {}), "notes": data.get("notes", {}),
+        }  # fmt: skip
         for name, value in objects.items():
             if not isinstance(value, dict):
                 raise ConfigError(f"{source}: {name} must be an object, and is {value!r:.80}")
@@ -142,7 +156,7 @@ class Plan:
         Raises:
             ConfigError: a name is unknown; the message names near ones.
         """
-        for name in self.layers:
+        for name in (*self.layers, *self.reasons):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or list(known)[:5]
                 raise ConfigError(
