@@ -51,6 +51,18 @@ class FuseFloat:
         return _Rename(fuse.run(), fuse.names).run()
 
 
+class DropPrecision:
+    """Takes ``qc.round_float`` away where a target has no kernels for float layers: they are computed in float32."""
+
+    def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
+        return _DropPrecision(module).run()
+
+
+class _DropPrecision(Rewriter):
+    def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        return self.replaced(value.args[0]) if op_name(value) == "qc.round_float" else None
+
+
 class _Rename(Rewriter):
     """Gives layers the names of the user's modules, which their float forms had until now."""
 

@@ -16,7 +16,7 @@ from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes import verify
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.expose_padding import ExposePadding
-from qcompiler.passes.fuse_float import FuseFloat
+from qcompiler.passes.fuse_float import DropPrecision, FuseFloat
 from qcompiler.passes.graph import bindings, op_name
 from qcompiler.passes.lower_integer import Kernel, Layer, LowerInteger, Tunable
 from qcompiler.passes.plan_layout import PlanLayout
@@ -125,7 +125,7 @@ def to_physical(
     lower = LowerInteger(target, lowerings, scheduler, borders)
     expose = [ExposePadding(target, borders)] if borders else []
     signed = [StoreSigned()] if target.activations == "int8" else []
-    fuse: list[Any] = []
+    fuse: list[Any] = [DropPrecision()]
     if lowerings.keys() >= FLOAT_LAYERS:
         multiplies = target.bf16_macs_per_cycle > 0
         fuse = [FuseFloat(multiplies), *([StoreBfloat16()] if multiplies else [])]

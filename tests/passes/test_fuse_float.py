@@ -10,7 +10,7 @@ from qc_modules import assert_equal, const, make
 from tvm import relax
 
 from qcompiler import operators as qc
-from qcompiler.passes.fuse_float import FuseFloat
+from qcompiler.passes.fuse_float import DropPrecision, FuseFloat
 
 op = relax.op
 IMAGE = ((1, 4, 5, 6), "float32")
@@ -149,3 +149,35 @@ def test_nothing_is_added_after_a_clamp() -> None:
 )
 def test_must_not_fire(before: Callable[..., Any]) -> None:
     check(before, before, IMAGE, ((4, 4, 1, 1), "float32"))
+
+
+def rounded(x: relax.Expr, precision: str = "bfloat16") -> relax.Call:
+    return qc.call("qc.round_float", [x], precision=precision)
+
+
+def test_a_mark_gives_the_layer_its_precision_and_its_input() -> None:
+    weights_only = FuseFloat(False)(make(lambda e, x: conv(e(rounded(x))), IMAGE))
+    assert_equal(
+        weights_only,
+        make(lambda e, x: with_precision(layer(x, WEIGHT, np.zeros(4, np.float32)), "bfloat16"), IMAGE),
+    )
+    multiplied = FuseFloat(True)(make(lambda e, x: conv(e(rounded(x))), IMAGE))
+    assert_equal(
+        multiplied,
+        make(
+            lambda e, x: with_precision(
+                layer(e(qc.call("qc.to_bfloat16", [x])), WEIGHT, np.zeros(4, np.float32)), "bfloat16"
+            ),
+            IMAGE,
+        ),
+    )
+
+
+def with_precision(call: relax.Call, precision: str) -> relax.Call:
+    attrs = {**{str(k): v for k, v in call.attrs.items()}, "precision": precision}
+    return qc.call(str(call.op.name), list(call.args), **attrs)
+
+
+def test_marks_are_dropped_where_there_are_no_kernels() -> None:
+    after = DropPrecision()(make(lambda e, x: conv(e(rounded(x))), IMAGE))
+    assert_equal(after, make(lambda e, x: conv(x), IMAGE))
