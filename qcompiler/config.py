@@ -24,6 +24,8 @@ class CompileConfig:
         precision: what layers compute in: ``int8`` needs calibration data, the float ones do not.
         layer_precision: names, as in ``keep_float``, with a precision that goes before ``precision``; of several names
             that fit a layer, the innermost module's counts.
+        weights_only: linear layers that stay in float have int8 weights, one scale an output channel, and float32
+            activations.
         observer: how activation ranges are found in the calibration data.
         percentile: for ``percentile``, the share of values inside the range, in percent, in (50, 100].
         averaging_constant: for ``moving-average``, the weight of the newest batch, in (0, 1].
@@ -43,6 +45,7 @@ class CompileConfig:
     target: str = "native"
     precision: Precision = "int8"
     layer_precision: Mapping[str, Precision] = field(default_factory=dict)
+    weights_only: bool = False
     observer: Observer = "minmax"
     percentile: float = 99.99
     averaging_constant: float = 0.01

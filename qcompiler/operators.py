@@ -52,12 +52,12 @@ Reshape, permute_dims, concat, split, strided_slice, pad and resize2d (nearest) 
 operators on u8.
 
 Float operators stand for what is left in float where a target has kernels for it. Their sums are float32, in any order;
-``bf16`` is a bfloat16 by its bits, in uint16. Weights are given in float32, and ``precision`` (float32, bfloat16, float16)
-says what they are rounded to when they are packed.
+``bf16`` is a bfloat16 by its bits, in uint16. Weights are given in float32, and ``precision`` (float32, bfloat16, float16,
+int8_weights) says what they are rounded to when they are packed; ``int8_weights`` are ``scale[o] * q`` with q in int8.
 
 ``qc.round_float(x: f32) -> f32``
     attr ``precision``. What is computed from x may be computed in this precision: it marks the input of a float layer. As a
-    function it is ``x`` rounded to the nearest number of the precision.
+    function it is ``x`` rounded to the nearest number of the precision, and ``x`` itself for ``int8_weights``.
 ``qc.to_bfloat16(x: f32) -> bf16``
     The nearest, halves to even.
 

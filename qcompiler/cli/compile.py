@@ -56,6 +56,12 @@ def command(
             show_default=False,
         ),
     ] = None,
+    weights_only: Annotated[
+        bool,
+        typer.Option(
+            help="Linear layers that stay in float have int8 weights; with --precision fp32, all of them."
+        ),
+    ] = _DEFAULTS.weights_only,
     observer: Annotated[
         str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
     ] = _DEFAULTS.observer,
@@ -112,6 +118,7 @@ def command(
             target=target,
             precision=precision,  # type: ignore[arg-type]  # CompileConfig checks it
             layer_precision=dict(_assignment(text) for text in layer_precision or ()),
+            weights_only=weights_only,
             observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
             percentile=percentile,
             averaging_constant=averaging_constant,

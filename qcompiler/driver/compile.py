@@ -181,10 +181,11 @@ def _records(floats: Iterable[FloatOperator]) -> list[FloatRecord]:
 
 def _check_precision(target: Target, config: CompileConfig) -> None:
     """Refuses 16-bit floats where the target has no kernels for them."""
-    wanted = sorted({config.precision, *config.layer_precision.values()} & {"bf16", "fp16"})
+    wanted: list[str] = sorted({config.precision, *config.layer_precision.values()} & {"bf16", "fp16"})
+    wanted += ["weights_only"] if config.weights_only else []
     if wanted and not kernels(target)["lowerings"].keys() >= FLOAT_LAYERS:
         raise ConfigError(
-            f"precision {wanted[0]}: target {target.name} has no kernels for it; allowed: int8, fp32"
+            f"{wanted[0]}: target {target.name} has no kernels for it; allowed: precision int8 and fp32"
         )
 
 

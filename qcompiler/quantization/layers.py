@@ -61,7 +61,7 @@ _DTYPES: Mapping[Precision, str] = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def rounded_layers(nodes: Iterable[Node], config: CompileConfig) -> Mapping[str, str]:
-    """The convolutions and linear layers that are to be computed on 16-bit floats: dtypes by the nodes' names.
+    """The float convolutions and linear layers that are not float32 throughout: precisions by the nodes' names.
 
     A name in ``layer_precision`` comes before the plan.
     """
@@ -73,6 +73,14 @@ def rounded_layers(nodes: Iterable[Node], config: CompileConfig) -> Mapping[str,
         chosen = precision(node, config)
         if plan is not None and chosen == "int8":
             chosen = plan.precision(str(node.meta.get(LAYER, "")))
-        if chosen in _DTYPES:
+        if config.weights_only and node.target is aten.linear.default and not _has_integers(node):
+            result[node.name] = "int8_weights"
+        elif chosen in _DTYPES:
             result[node.name] = _DTYPES[chosen]
     return result
+
+
+def _has_integers(node: Node) -> bool:
+    """Whether a layer's weights come out of a dequantize node: it becomes an integer operator."""
+    source = node.args[1]
+    return isinstance(source, Node) and "dequantize" in str(source.target)

@@ -16,11 +16,15 @@ def _round_float(site: Site) -> Kernel:
     """Not exact: a target may compute with more bits, and what is computed from the result is float."""
     site.expect("float32")
     precision = str(site.call.attrs["precision"])
-    if precision not in ("bfloat16", "float16"):
-        raise VerificationError(f"{site.where} rounds to {precision!r}; allowed: bfloat16, float16")
+    if precision not in ("bfloat16", "float16", "int8_weights"):
+        raise VerificationError(
+            f"{site.where} rounds to {precision!r}; allowed: bfloat16, float16, int8_weights"
+        )
 
     def run(arrays: Sequence[Array]) -> tuple[Array, ...]:
         (x,) = arrays
+        if precision == "int8_weights":
+            return (x,)
         if precision == "float16":
             return (x.astype(np.float16).astype(np.float32),)
         return ((bfloat16_bits(x).astype(np.uint32) << 16).view(np.float32),)

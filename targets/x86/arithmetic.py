@@ -54,14 +54,15 @@ INT8 = Arithmetic("uint8", "int8", "int32", 4)
 FLOAT32 = Arithmetic("float32", "float32", "float32", 1)
 FLOAT16_WEIGHTS = Arithmetic("float32", "float16", "float32", 1)
 BFLOAT16_WEIGHTS = Arithmetic("float32", BFLOAT16_BITS, "float32", 1)
+INT8_WEIGHTS = Arithmetic("float32", "int8", "float32", 1)
 BFLOAT16 = Arithmetic(BFLOAT16_BITS, BFLOAT16_BITS, "float32", 2)
 
 
 def float_arithmetic(target: Target, precision: str) -> Arithmetic:
-    """The formats of a float layer of ``precision``: ``float32``, ``bfloat16`` or ``float16``.
+    """The formats of a float layer of ``precision``, as in ``qcompiler.operators``.
 
     Sums are float32 always. Without an instruction that multiplies 16-bit floats, only the weights are of 16 bits.
     """
     if precision == "bfloat16":
         return BFLOAT16 if target.bf16_macs_per_cycle else BFLOAT16_WEIGHTS
-    return FLOAT16_WEIGHTS if precision == "float16" else FLOAT32
+    return {"float32": FLOAT32, "float16": FLOAT16_WEIGHTS, "int8_weights": INT8_WEIGHTS}[precision]

@@ -6,7 +6,8 @@ multiply-add a product; ``vdpbf16ps`` rounds its two products and their sum as i
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
@@ -17,6 +18,7 @@ from qcompiler.targets.x86.arithmetic import (
     BFLOAT16_WEIGHTS,
     FLOAT16_WEIGHTS,
     FLOAT32,
+    INT8_WEIGHTS,
     Arithmetic,
 )
 
@@ -78,13 +80,13 @@ def _float32(lanes: int) -> tuple[PrimFunc, PrimFunc]:
     return description, implementation
 
 
-def _float16_weights(lanes: int) -> tuple[PrimFunc, PrimFunc]:
-    vector, half = f"float32x{lanes}", f"float16x{lanes}"
+def _converted_weights(weight: str, lanes: int) -> tuple[PrimFunc, PrimFunc]:
+    vector, half = f"float32x{lanes}", f"{weight}x{lanes}"
 
     @T.prim_func(s_tir=True)
     def description(
         A: T.Buffer((1,), "float32", offset_factor=1),
-        B: T.Buffer((lanes,), "float16", offset_factor=1),
+        B: T.Buffer((lanes,), weight, offset_factor=1),
         C: T.Buffer((lanes,), "float32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
@@ -98,7 +100,7 @@ def _float16_weights(lanes: int) -> tuple[PrimFunc, PrimFunc]:
     @T.prim_func(s_tir=True)
     def implementation(
         A: T.Buffer((1,), "float32", offset_factor=1),
-        B: T.Buffer((lanes,), "float16", offset_factor=1),
+        B: T.Buffer((lanes,), weight, offset_factor=1),
         C: T.Buffer((lanes,), "float32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
@@ -200,9 +202,10 @@ def _bfloat16(lanes: int) -> tuple[PrimFunc, PrimFunc]:
     return description, implementation
 
 
-_FORMS = {
+_FORMS: dict[Arithmetic, tuple[str, Callable[[int], tuple[PrimFunc, PrimFunc]]]] = {
     FLOAT32: ("float32", _float32),
-    FLOAT16_WEIGHTS: ("float16", _float16_weights),
+    FLOAT16_WEIGHTS: ("float16", partial(_converted_weights, "float16")),
+    INT8_WEIGHTS: ("int8_weights", partial(_converted_weights, "int8")),
     BFLOAT16_WEIGHTS: ("bfloat16_weights", _bfloat16_weights),
     BFLOAT16: ("bfloat16", _bfloat16),
 }

@@ -24,29 +24,36 @@ from qcompiler.targets.x86 import computes, decisions, dense, layouts, schedules
 from qcompiler.targets.x86.arithmetic import BFLOAT16, Arithmetic, float_arithmetic
 from qcompiler.targets.x86.float_intrinsics import imported, multiply_add
 
+INT8_MAX = 127
+"""Magnitude of the largest weight of an output channel, where weights are int8."""
+
 
 @dataclass(frozen=True)
 class Epilogue:
-    """``clip(accumulator + bias + residual, lo, hi)``.
+    """``clip(accumulator * scale + bias + residual, lo, hi)``.
 
     Attributes:
         lo: lower bound; may be infinite.
         hi: upper bound; may be infinite.
         residual_dtype: of the residual, or None without one; ``uint16`` holds the bits of a bfloat16.
         dtype: of the result, as ``residual_dtype``.
+        scaled: there is a scale, one an output channel: the weights are integers.
     """
 
     lo: float
     hi: float
     residual_dtype: str | None
     dtype: str
+    scaled: bool = False
 
     @property
     def residual(self) -> int | None:
-        return None if self.residual_dtype is None else 1
+        return None if self.residual_dtype is None else 1 + self.scaled
 
     def arguments(self, blocks: int, lanes: int, output: Sequence[int]) -> list[te.Tensor]:
         args = [te.placeholder((blocks, lanes), "float32", name="bias")]
+        if self.scaled:
+            args.append(te.placeholder((blocks, lanes), "float32", name="scale"))
         if self.residual_dtype is not None:
             args.append(te.placeholder(tuple(output), self.residual_dtype, name="residual"))
         return args
@@ -54,7 +61,8 @@ class Epilogue:
     def __call__(
         self, accumulator: Expr, block: Expr, lane: Expr, args: Sequence[te.Tensor], residual: Expr | None
     ) -> Expr:
-        result = accumulator + args[0][block, lane]
+        result = accumulator * args[1][block, lane] if self.scaled else accumulator
+        result = result + args[0][block, lane]
         if residual is not None:
             result = result + (from_bfloat16(residual) if self.residual_dtype == BFLOAT16_BITS else residual)
         if self.lo > -inf:
@@ -64,14 +72,17 @@ class Epilogue:
         return to_bfloat16(result) if self.dtype == BFLOAT16_BITS else result
 
 
-def _epilogue(call: relax.Call) -> Epilogue:
+def _epilogue(call: relax.Call, *, scaled: bool = False) -> Epilogue:
     residual = str(call.args[3].ty.dtype) if len(call.args) > 3 else None
     a = call.attrs
-    return Epilogue(float(a["lo"]), float(a["hi"]), residual, str(a["out_dtype"]))
+    return Epilogue(float(a["lo"]), float(a["hi"]), residual, str(a["out_dtype"]), scaled)
 
 
-def _operands(call: relax.Call, blocks: int, lanes: int) -> list[relax.Expr]:
-    return [constant(pack_channels(value(call.args[2]), blocks, lanes)), *call.args[3:]]
+def _operands(
+    call: relax.Call, scale: NDArray[np.float32] | None, blocks: int, lanes: int
+) -> list[relax.Expr]:
+    channels = [value(call.args[2]), *([] if scale is None else [scale])]
+    return [*(constant(pack_channels(c, blocks, lanes)) for c in channels), *call.args[3:]]
 
 
 def _arithmetic(call: relax.Call, target: Target) -> Arithmetic:
@@ -93,22 +104,27 @@ def _multiplier(arithmetic: Arithmetic, target: Target) -> dense.Multiplier:
     return dense.Multiplier(arithmetic, "vfmadd231ps", intrinsic, target.float_macs_per_cycle, accumulators)
 
 
-def _rounded(weight: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Weights in a kernel's format."""
-    return bfloat16_bits(weight) if dtype == BFLOAT16_BITS else weight.astype(dtype)
+def _rounded(weight: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Weights in a kernel's format, and for integers the scale of each output channel."""
+    if dtype == "int8":
+        largest = np.abs(weight.reshape(weight.shape[0], -1)).max(1)
+        scale = np.where(largest > 0, largest / np.float32(INT8_MAX), 1).astype(np.float32)
+        return np.rint(weight / scale.reshape(-1, *(1,) * (weight.ndim - 1))).astype(np.int8), scale
+    return (bfloat16_bits(weight) if dtype == BFLOAT16_BITS else weight.astype(dtype)), None
 
 
 def _lower_dense(call: relax.Call, shape: ConvShape, weight: NDArray[np.float32], target: Target, *, matrix: bool) -> Lowered:  # fmt: skip
     arithmetic = _arithmetic(call, target)
+    packed, scale = _rounded(weight, arithmetic.weight)
     return dense.lower(
         call.args[0],
         shape,
-        _rounded(weight, arithmetic.weight),
+        packed,
         0.0 if arithmetic.activation == "float32" else 0,
         target,
         _multiplier(arithmetic, target),
-        _epilogue(call),
-        partial(_operands, call),
+        _epilogue(call, scaled=scale is not None),
+        partial(_operands, call, scale),
         operator="float_dense" if matrix else "float_conv2d",
         matrix=matrix,
         tunable=False,  # candidates of tuning are compared in every bit, which sums in another order do not keep
@@ -135,9 +151,12 @@ def _lower_depthwise(call: relax.Call, shape: ConvShape, weight: NDArray[np.floa
     tile = decisions.depthwise_tile(target, shape.out_width)
     computed = ceil_div(shape.out_width, tile) * tile
     lanes = decisions.choose_lanes(target, shape.out_channels)
-    packed = layouts.pack_depthwise_weight(_rounded(weight, arithmetic.weight), lanes)
+    weight, scale = _rounded(weight, arithmetic.weight)
+    packed = layouts.pack_depthwise_weight(weight, lanes)
     pad = 0.0 if arithmetic.activation == "float32" else 0
-    kernel = computes.depthwise_conv2d(shape, lanes, computed, _epilogue(call), pad, arithmetic)
+    kernel = computes.depthwise_conv2d(
+        shape, lanes, computed, _epilogue(call, scaled=scale is not None), pad, arithmetic
+    )
     sketch = partial(
         schedules.schedule_depthwise,
         kernel=kernel,
@@ -150,7 +169,7 @@ def _lower_depthwise(call: relax.Call, shape: ConvShape, weight: NDArray[np.floa
     workload = Workload(
         "float_depthwise", shape.describe(matrix=False), unscheduled(kernel), (sketch,), tunable=False
     )
-    args = [call.args[0], constant(packed), *_operands(call, packed.shape[0], lanes)]
+    args = [call.args[0], constant(packed), *_operands(call, scale, packed.shape[0], lanes)]
     return Lowered(workload, args, None, "depthwise: one product a channel and tap", str(arithmetic))
 
 
