@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from qcompiler.errors import ConfigError
 
-Observer = Literal["minmax", "moving-average", "percentile", "mse"]
+CalibrationMethod = Literal["minmax", "moving-average", "percentile", "mse", "entropy", "auto"]
+BiasCorrection = Literal["off", "fast", "empirical"]
+Effort = Literal["fast", "balanced", "max"]
+
+
+@dataclass(frozen=True)
+class Methods:
+    """How a model is quantized: what an effort chooses, and each option of its own overrides.
+
+    Attributes:
+        calibration_method: how activation ranges are found.
+        equalize: cross-layer equalization.
+        smooth: SmoothQuant for linear layers behind layer norms.
+        adaptive_rounding: weights rounded such that the layers' outputs change least.
+        bias_correction: from measured means (``empirical``) or batch norms' statistics (``fast``).
+    """
+
+    calibration_method: CalibrationMethod = "minmax"
+    equalize: bool = False
+    smooth: bool = False
+    adaptive_rounding: bool = False
+    bias_correction: BiasCorrection = "off"
+
+
+EFFORTS: dict[Effort, Methods] = {
+    "fast": Methods(),
+    "balanced": Methods(calibration_method="auto", bias_correction="empirical"),
+    "max": Methods("auto", equalize=True, smooth=True, adaptive_rounding=True, bias_correction="empirical"),
+}
 
 Precision = Literal["int8", "fp32", "bf16", "fp16"]
 """What a layer computes in: integers, or float with weights (and, where the chip multiplies it, inputs) of so many bits."""
@@ -26,7 +54,13 @@ class CompileConfig:
             that fit a layer, the innermost module's counts.
         weights_only: linear layers that stay in float have int8 weights, one scale an output channel, and float32
             activations.
-        observer: how activation ranges are found in the calibration data.
+        effort: what is done to keep the accuracy; chooses the following five where they are None.
+        calibration_method: how activation ranges are found in the calibration data; ``auto`` is the best of the others
+            for each tensor, by the error that its quantization causes in the layers that read it.
+        equalize: give the channels between two layers ranges alike, by scaling their weights.
+        smooth: move ranges from the inputs of linear layers into their weights (SmoothQuant).
+        adaptive_rounding: round weights such that the layers' outputs change least.
+        bias_correction: take the mean error of layers back, measured (``empirical``) or from batch norms (``fast``).
         percentile: for ``percentile``, the share of values inside the range, in percent, in (50, 100].
         averaging_constant: for ``moving-average``, the weight of the newest batch, in (0, 1].
         skip_first: leave the first convolution or linear layer in float.
@@ -39,6 +73,7 @@ class CompileConfig:
         dump_ir: folder that gets one numbered file a pass, or None.
         tuned: use the tuning logs that come with the compiler.
         log: a folder with a tuning log to use besides; it comes first.
+        dim: of an ONNX model, values of symbolic extents as ``NAME=N``; an input's first axis is 1 if it is not named.
         progress: show a progress bar for long work.
     """
 
@@ -46,7 +81,12 @@ class CompileConfig:
     precision: Precision = "int8"
     layer_precision: Mapping[str, Precision] = field(default_factory=dict)
     weights_only: bool = False
-    observer: Observer = "minmax"
+    effort: Effort = "fast"
+    calibration_method: CalibrationMethod | None = None
+    equalize: bool | None = None
+    smooth: bool | None = None
+    adaptive_rounding: bool | None = None
+    bias_correction: BiasCorrection | None = None
     percentile: float = 99.99
     averaging_constant: float = 0.01
     skip_first: bool = False
@@ -58,19 +98,26 @@ class CompileConfig:
     dump_ir: Path | None = None
     tuned: bool = True
     log: Path | None = None
+    dim: tuple[str, ...] = ()
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.observer not in get_args(Observer):
-            raise ConfigError(f"unknown observer {self.observer!r}; known: {', '.join(get_args(Observer))}")
-        for name, precision in (("precision", self.precision), *self.layer_precision.items()):
-            if precision not in get_args(Precision):
-                known = ", ".join(get_args(Precision))
-                raise ConfigError(f"{name} is {precision!r}, which is no precision; known: {known}")
+        precisions = get_args(Precision)
+        for where, precision in (("precision", self.precision), *self.layer_precision.items()):
+            if precision not in precisions:
+                raise ConfigError(
+                    f"{where} is {precision!r}, which is no precision; known: {', '.join(precisions)}"
+                )
         if self.plan is not None and self.precision != "int8":
             raise ConfigError(
                 f"plan and precision {self.precision} exclude each other: a plan has a default of its own"
             )
+        for name, kind in (
+            ("effort", Effort), ("calibration_method", CalibrationMethod), ("bias_correction", BiasCorrection),
+        ):  # fmt: skip
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known and (value is not None or name == "effort"):
+                raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         if not 50.0 < self.percentile <= 100.0:
             raise ConfigError(f"percentile is {self.percentile}; it must be above 50 and at most 100")
         if not 0.0 < self.averaging_constant <= 1.0:
@@ -81,6 +128,21 @@ class CompileConfig:
             raise ConfigError("gate and plan both say what stays in float; give one of them")
         if not self.target:
             raise ConfigError("target is empty; run 'qcompile targets' for the known ones")
+        for text in self.dim:
+            name, _, extent = text.rpartition("=")
+            if not name or not extent.isdecimal() or int(extent) < 1:
+                raise ConfigError(f"dim is {text!r}; give NAME=N with a positive number, as batch=4")
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The values that ``dim`` gives, by name."""
+        return {name: int(extent) for name, _, extent in (text.rpartition("=") for text in self.dim)}
+
+    @property
+    def methods(self) -> Methods:
+        """How the model is quantized: what ``effort`` chooses, with the options that are given."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(Methods)}
+        return replace(EFFORTS[self.effort], **{k: v for k, v in chosen.items() if v is not None})
 
     @property
     def quantizes(self) -> bool:

@@ -7,8 +7,19 @@ from typing import Annotated, get_args
 
 import typer
 
-from qcompiler.cli.options import Json, ProgressOption, Traceback, emit_json, guarded
-from qcompiler.config import CompileConfig, Observer, Precision
+from qcompiler.cli.options import (
+    CalibrationMethodOption,
+    Dim,
+    EffortOption,
+    Json,
+    KeepFloatOption,
+    PercentileOption,
+    ProgressOption,
+    Traceback,
+    emit_json,
+    guarded,
+)
+from qcompiler.config import CompileConfig, Precision
 from qcompiler.errors import ConfigError
 
 _DEFAULTS = CompileConfig()
@@ -25,8 +36,8 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A .pt2 archive from torch.export.save, or package.module:function that returns a model "
-            "and its example inputs.",
+            help="A .pt2 archive from torch.export.save, an .onnx file (float or QDQ), or "
+            "package.module:function that returns a model and its example inputs.",
             show_default=False,
         ),
     ],
@@ -62,12 +73,27 @@ def command(
             help="Linear layers that stay in float have int8 weights; with --precision fp32, all of them."
         ),
     ] = _DEFAULTS.weights_only,
-    observer: Annotated[
-        str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
-    ] = _DEFAULTS.observer,
-    percentile: Annotated[
-        float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
-    ] = _DEFAULTS.percentile,
+    effort: EffortOption = _DEFAULTS.effort,
+    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    equalize: Annotated[
+        bool | None,
+        typer.Option(help="Scale the weights of two layers so that the channels between have ranges alike."),
+    ] = _DEFAULTS.equalize,
+    smooth: Annotated[
+        bool | None,
+        typer.Option(help="Move ranges from linear layers' inputs into their weights (SmoothQuant)."),
+    ] = _DEFAULTS.smooth,
+    adaptive_rounding: Annotated[
+        bool | None, typer.Option(help="Round weights such that the layers' outputs change least.")
+    ] = _DEFAULTS.adaptive_rounding,
+    bias_correction: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the mean error of layers back: 'empirical' on the data, 'fast' from batch norms, 'off'.",
+            show_default=False,
+        ),
+    ] = _DEFAULTS.bias_correction,
+    percentile: PercentileOption = _DEFAULTS.percentile,
     averaging_constant: Annotated[
         float, typer.Option(help="For 'moving-average': weight of the newest batch.")
     ] = _DEFAULTS.averaging_constant,
@@ -77,12 +103,7 @@ def command(
     skip_last: Annotated[
         bool, typer.Option(help="Leave the last convolution or linear layer in float.")
     ] = _DEFAULTS.skip_last,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
-        ),
-    ] = None,
+    keep_float: KeepFloatOption = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +129,7 @@ def command(
         Path | None,
         typer.Option(help="Folder with a tuning log to use besides; it comes first.", show_default=False),
     ] = _DEFAULTS.log,
+    dim: Dim = None,
     progress: ProgressOption = True,
     json: Json = False,
     traceback: Traceback = False,
@@ -119,7 +141,12 @@ def command(
             precision=precision,  # type: ignore[arg-type]  # CompileConfig checks it
             layer_precision=dict(_assignment(text) for text in layer_precision or ()),
             weights_only=weights_only,
-            observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
+            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
+            equalize=equalize,
+            smooth=smooth,
+            adaptive_rounding=adaptive_rounding,
+            bias_correction=bias_correction,  # type: ignore[arg-type]  # the same
             percentile=percentile,
             averaging_constant=averaging_constant,
             skip_first=skip_first,
@@ -131,6 +158,7 @@ def command(
             dump_ir=dump_ir,
             tuned=tuned,
             log=log,
+            dim=tuple(dim or ()),
             progress=progress,
         )
         from qcompiler import report
@@ -154,6 +182,8 @@ def command(
         reasons = [(r.operator, r.place, r.reason) for r in manifest.float_operators]
         slow = [(layer.operator, layer.name, layer.reason) for layer in manifest.layers if layer.reason]
         parts = [report.facts(f"Bundle {output}", values)]
+        if manifest.optimizations:
+            parts.append(report.optimizations(manifest.optimizations))
         if reasons:
             parts.append(report.table("Left in float", ["operator", "place", "reason"], reasons))
         if slow:

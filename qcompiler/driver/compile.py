@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import tempfile
 from collections.abc import Iterable
@@ -33,7 +34,7 @@ from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
-from qcompiler.quantization import FloatOperator, leave_float, quantize, respell, rounded_layers
+from qcompiler.quantization import Effect, Quantized, leave_float, quantize_measured, respell, rounded_layers
 from qcompiler.quantization import calibration as calibrations
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
@@ -42,6 +43,7 @@ from qcompiler.runtime.manifest import (
     FloatRecord,
     LayerRecord,
     Manifest,
+    OptimizationRecord,
     TargetNeeds,
     TensorSpec,
     Versions,
@@ -92,13 +94,14 @@ def compile_model(
     """Compiles a model into a bundle.
 
     Args:
-        model: a module (with ``example_inputs``), an exported program, the path of a ``.pt2`` archive, or
-            ``package.module:function`` that returns a module and its example inputs.
+        model: a module (with ``example_inputs``), an exported program, the path of a ``.pt2`` archive or of an
+            ``.onnx`` file, or ``package.module:function`` that returns a module and its example inputs.
         config: the options.
         calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
             input, or an iterable of batches. Not needed for a model that is quantized already.
         output: the folder to write; a bundle that is there already is replaced.
-        example_inputs: tensors of the shapes and dtypes that the library is for.
+        example_inputs: tensors of the shapes and dtypes that the library is for: of a module, or of an ONNX model,
+            whose extents need not be fixed.
 
     Raises:
         QCompilerError: the class says what kind of fault, the message what to do.
@@ -107,18 +110,31 @@ def compile_model(
     _check_precision(target, config)
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
-    program = program_of(model, example_inputs)
+    program = program_of(model, example_inputs, config)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         if config.gate:
             from qcompiler.driver.search.gate import gated  # compiles, and so imports this file
 
             plan = Path(folder) / "plan.json"
             config, calibration = gated(program, target, scheduler, config, calibration, plan)
-        quantized, refused = quantized_program(program, target, config, calibration)
-    return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
+        quantized = optimized_program(program, target, config, calibration)
+    refused, effects = _float_records(quantized), quantized.effects
+    return build(
+        quantized.program, refused, target, tvm_target, scheduler, config, Path(output), effects
+    ).result
 
 
-def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
+def program_of(
+    model: Model, example_inputs: tuple[torch.Tensor, ...] | None, config: CompileConfig
+) -> ExportedProgram:
+    if isinstance(model, str | Path):
+        shapes = None
+        if example_inputs is not None and str(model).endswith(".onnx"):
+            shapes, example_inputs = [tuple(x.shape) for x in example_inputs], None
+        if example_inputs is None:
+            return capture.resolve(str(model), config.dims, shapes)
+    elif config.dim:
+        raise ConfigError("dim fixes the symbolic extents of ONNX files; other models have none")
     if isinstance(model, torch.nn.Module):
         if example_inputs is None:
             raise ConfigError(
@@ -126,13 +142,27 @@ def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) ->
             )
         return capture.capture(model, example_inputs)
     if example_inputs is not None:
-        raise ConfigError("example_inputs go with a module; an exported program has its own")
-    return capture.check(model) if isinstance(model, ExportedProgram) else capture.resolve(str(model))
+        raise ConfigError("example_inputs go with a module or an ONNX file; an exported program has its own")
+    assert isinstance(model, ExportedProgram)
+    return capture.check(model)
 
 
 def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
+    """The program and the float operators of :func:`optimized_program`."""
+    quantized = optimized_program(program, target, config, calibration)
+    return quantized.program, _float_records(quantized)
+
+
+def _float_records(quantized: Quantized) -> list[FloatRecord]:
+    return [FloatRecord(f.operator, f.place, f.reason) for f in quantized.float_operators]
+
+
+def optimized_program(
+    program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
+) -> Quantized:
+    """Step 2: the program in PT2E form, what stays in float, and what the optimizations gained."""
     if capture.is_quantized(program):
         if config.precision != "int8":
             raise ConfigError(
@@ -148,17 +178,15 @@ def quantized_program(
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
-        return respell(program), []
+        return Quantized(respell(program), [])
     if not config.quantizes:
         if calibration is not None:
             log.warning("no layer is int8; calibration data is not used")
-        program, floats = leave_float(program, config)
-        return program, _records(floats)
-    quantized, floats = quantize(program, target.rules, batches_of(program, calibration), config)
-    return quantized, _records(floats)
+        return leave_float(program, config)
+    return quantize_measured(program, target.rules, batches_of(program, calibration), config)
 
 
-def batches_of(program: ExportedProgram, calibration: Calibration) -> list[tuple[torch.Tensor, ...]]:
+def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calibrations.Batch]:
     """Calibration data as checked batches of the program's own shapes.
 
     Raises:
@@ -173,10 +201,6 @@ def batches_of(program: ExportedProgram, calibration: Calibration) -> list[tuple
     if isinstance(calibration, str | Path):
         return calibrations.load_npz(calibration, inputs)
     return calibrations.from_iterable(calibration, inputs)
-
-
-def _records(floats: Iterable[FloatOperator]) -> list[FloatRecord]:
-    return [FloatRecord(f.operator, f.place, f.reason) for f in floats]
 
 
 def _check_precision(target: Target, config: CompileConfig) -> None:
@@ -197,6 +221,7 @@ def build(
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
+    effects: Iterable[Effect] = (),
 ) -> Built:
     """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
@@ -207,6 +232,7 @@ def build(
         _inputs(program, integer.module),
         _outputs(program, integer.module),
         float_operators(integer.module, integer.notes, refused),
+        tuple(map(_optimization, effects)),
     )
     return build_integer(model, target, tvm_target, scheduler, config, output, dump)
 
@@ -220,12 +246,14 @@ class IntegerModel:
         inputs: its inputs by the user's names.
         outputs: its outputs.
         float_operators: what stayed in float, and why.
+        optimizations: what was tried to lower the error of quantization.
     """
 
     module: tvm.IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     float_operators: tuple[FloatRecord, ...]
+    optimizations: tuple[OptimizationRecord, ...] = ()
 
 
 def build_integer(
@@ -263,6 +291,7 @@ def build_integer(
             layers=tuple(_record(layer, counts) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=model.float_operators,
+            optimizations=model.optimizations,
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
@@ -295,6 +324,12 @@ def _code(module: tvm.IRModule, tvm_target: tvm.target.Target, library: Path) ->
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises
         fault = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise BuildError(f"code generation failed: {fault}; report this as a bug") from error
+
+
+def _optimization(effect: Effect) -> OptimizationRecord:
+    """An effect as the manifest has it; outputs without noise have no ratio in JSON."""
+    before, after = (db if math.isfinite(db) else None for db in (effect.before_db, effect.after_db))
+    return OptimizationRecord(effect.name, before, after, effect.kept, effect.changed, effect.refused)
 
 
 def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:

@@ -190,7 +190,9 @@ def from_bundle(bundle: Path, origin: str | None = None) -> IntegerModel:
     if origin is not None and registry.resolve(origin).name != manifest.target_name:
         raise ConfigError(f"bundle {bundle} is for {manifest.target_name}, not for {origin}")
     module = reference.load(bundle / REFERENCE_NAME)
-    return IntegerModel(module, manifest.inputs, manifest.outputs, manifest.float_operators)
+    return IntegerModel(
+        module, manifest.inputs, manifest.outputs, manifest.float_operators, manifest.optimizations
+    )
 
 
 def _compile_first(
@@ -202,7 +204,7 @@ def _compile_first(
             f"targets {first.name} and {second.name} have different kernels, so a model is quantized differently for "
             "them; quantize it for one of them (qcompile quantize) and migrate that"
         )
-    quantized, refused = quantized_program(program_of(source, None), first, config, calibration)
+    quantized, refused = quantized_program(program_of(source, None, config), first, config, calibration)
     tvm_target = registry.to_tvm(first, cores=1)
     own = replace(config, target=first.name, embed_reference=True, dump_ir=None)
     scheduler = TunedScheduler(open_logs(first, own), tvm_target)

@@ -55,7 +55,7 @@ def quantize_model(
     """
     if output.suffix != ".pt2":
         raise QuantizationError(f"output {output} must end in .pt2, by which archives are known")
-    program = program_of(model, example_inputs)
+    program = program_of(model, example_inputs, config)
     if capture.is_quantized(program):
         raise QuantizationError("the model is quantized already; compile it as it is")
     target = registry.resolve(config.target)

@@ -198,7 +198,7 @@ def search(
         raise ConfigError("a search makes a plan itself; leave plan and gate out")
     target = registry.resolve(config.target)
     check_here(target)
-    program = program_of(model, None)
+    program = program_of(model, None, config)
     if capture.is_quantized(program):
         raise ConfigError(f"model {model} is quantized already; a search needs the float model")
     batches = batches_of(program, calibration)
