@@ -14,6 +14,7 @@ from tvm import relax
 
 from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes import verify
+from qcompiler.passes.bind_threads import BindThreads
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.expose_padding import ExposePadding
 from qcompiler.passes.fuse_float import DropPrecision, FuseFloat
@@ -27,7 +28,7 @@ from qcompiler.passes.store_bfloat16 import StoreBfloat16
 from qcompiler.passes.store_signed import StoreSigned
 from qcompiler.passes.trace_fusion import TraceFusion
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 from qcompiler.targets.borders import Borders
 from qcompiler.targets.workload import Scheduler, default_schedule
 
@@ -149,7 +150,7 @@ def to_physical(
             [
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
-                ScheduleFloat(target.vector_bits),
+                BindThreads() if isinstance(target, GpuTarget) else ScheduleFloat(target.vector_bits),
             ],
             module,
             dump,
