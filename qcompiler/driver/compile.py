@@ -7,6 +7,7 @@ import logging
 import math
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from qcompiler._version import __version__
 from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
+from qcompiler.driver.gpu import build as gpu
+from qcompiler.driver.gpu import embed
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions
@@ -49,7 +52,7 @@ from qcompiler.runtime.manifest import (
     Versions,
 )
 from qcompiler.targets import registry
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 
 log = logging.getLogger(__name__)
 
@@ -252,8 +255,7 @@ def build_integer(
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
-        _code(machine, tvm_target, library)
-        counts = count_instructions(library)
+        counts = _code(machine, target, tvm_target, library)
         manifest = Manifest(
             inputs=model.inputs,
             outputs=model.outputs,
@@ -273,7 +275,7 @@ def build_integer(
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
-                if t.family == target.family
+                if t.family == target.family and t.required_features
             ),
         )
         extra: dict[str, Path | bytes] = {}
@@ -295,10 +297,17 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def _code(module: tvm.IRModule, tvm_target: tvm.target.Target, library: Path) -> None:
+def _code(
+    module: tvm.IRModule, target: Target, tvm_target: tvm.target.Target, library: Path
+) -> dict[str, Counter[str]]:
+    """Writes the library; how often each instruction stands in each of its kernels."""
     try:
-        executable = relax.build(module, tvm_target, relax_pipeline=None)
+        with embed.source_only():
+            executable = relax.build(module, tvm_target, relax_pipeline=None)
+        if isinstance(target, GpuTarget):
+            return gpu.build_library(executable, target, library)
         executable.export_library(str(library), fcompile=link_shared)
+        return count_instructions(library)
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises
         fault = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise BuildError(f"code generation failed: {fault}; report this as a bug") from error
