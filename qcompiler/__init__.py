@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from qcompiler.driver.compile import CompileResult
+    from qcompiler.quantization.training import QATModule
 
-__all__ = ["CompileConfig", "Model", "QCompilerError", "__version__", "compile", "load"]
+__all__ = ["CompileConfig", "Model", "QCompilerError", "__version__", "compile", "load", "prepare_qat"]
 
 
 def compile(
@@ -35,7 +36,7 @@ def compile(
     """Compiles a trained PyTorch model into a bundle with an int8 shared library.
 
     Args:
-        model: a module in evaluation mode, a ``torch.export.ExportedProgram``, the path of a ``.pt2`` archive, or
+        model: a module in evaluation mode, a trained module of :func:`prepare_qat`, a ``torch.export.ExportedProgram``, the path of a ``.pt2`` archive, or
             ``"package.module:function"`` that returns a module and its example inputs.
         example_inputs: for a module, tensors of the shapes and dtypes that the library is for.
         calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
@@ -52,15 +53,66 @@ def compile(
     Raises:
         QCompilerError: the class says what kind of fault, the message what to do.
     """
+    from qcompiler.driver.compile import compile_model
+
+    return compile_model(
+        model,
+        _settings(config, options),
+        calibration=calibration,
+        output=output,
+        example_inputs=example_inputs,
+    )
+
+
+def prepare_qat(
+    model: Any,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
+    target: str = "native",
+    *,
+    calibration: str | Path | Iterable[Any] | None = None,
+    learned_scales: bool = False,
+    config: CompileConfig | None = None,
+    **options: Any,
+) -> QATModule:
+    """Makes a module for quantization-aware training, to be trained in a loop of your own.
+
+    It has fake quantization at the places and of the scheme that :func:`compile` quantizes with, and batch norms that
+    are part of their layers. Train it, call ``freeze()`` on it before the last epochs, and give it to :func:`compile`.
+    The model itself is left alone.
+
+    Args:
+        model: as for :func:`compile`; a module can then be trained at any batch size, an exported program at its own.
+        example_inputs: for a module, tensors of the shapes and dtypes of its inputs.
+        target: name of the target, or ``native``; targets with the same rules take the same trained module.
+        calibration: data that gives the first ranges of activations, as for :func:`compile`; without it the first
+            training batch does.
+        learned_scales: train the scales of activations and weights as well (LSQ). Else ranges of activations follow
+            the batches until they are frozen, and scales of weights the weights.
+        config: all options as one object; or give them by name:
+        options: fields of :class:`CompileConfig`, such as ``keep_float=("classifier",)``.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
     from dataclasses import replace
 
-    from qcompiler.driver.compile import compile_model
+    from qcompiler.driver import qat
+
+    return qat.prepare_qat(
+        model,
+        replace(_settings(config, options), target=target),
+        example_inputs=example_inputs,
+        calibration=calibration,
+        learned_scales=learned_scales,
+    )
+
+
+def _settings(config: CompileConfig | None, options: dict[str, Any]) -> CompileConfig:
+    from dataclasses import replace
+
     from qcompiler.errors import ConfigError
 
     unknown = sorted(set(options) - set(CompileConfig.option_names()))
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(CompileConfig.option_names())}")
-    settings = replace(config or CompileConfig(), **options)
-    return compile_model(
-        model, settings, calibration=calibration, output=output, example_inputs=example_inputs
-    )
+    return replace(config or CompileConfig(), **options)

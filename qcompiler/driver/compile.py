@@ -35,6 +35,7 @@ from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
 from qcompiler.quantization import calibration as calibrations
 from qcompiler.quantization import quantize, respell
+from qcompiler.quantization.training import QATModule
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
 from qcompiler.runtime.manifest import (
@@ -79,7 +80,7 @@ def compile_model(
     """Compiles a model into a bundle.
 
     Args:
-        model: a module (with ``example_inputs``), an exported program, the path of a ``.pt2`` archive, or
+        model: a module (with ``example_inputs``; one of ``prepare_qat`` is compiled as it was trained), an exported program, the path of a ``.pt2`` archive, or
             ``package.module:function`` that returns a module and its example inputs.
         config: the options.
         calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
@@ -93,8 +94,11 @@ def compile_model(
     target = registry.resolve(config.target)
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
-    program = program_of(model, example_inputs)
-    quantized, refused = quantized_program(program, target, config, calibration)
+    if isinstance(model, QATModule):
+        quantized, refused = trained_program(model, example_inputs, target, calibration)
+    else:
+        program = program_of(model, example_inputs)
+        quantized, refused = quantized_program(program, target, config, calibration)
     return _build(quantized, refused, target, tvm_target, scheduler, config, Path(output))
 
 
@@ -123,13 +127,39 @@ def quantized_program(
         raise CalibrationError(
             "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"
         )
-    inputs = capture.user_inputs(program)
-    if isinstance(calibration, str | Path):
-        batches = calibrations.load_npz(calibration, inputs)
-    else:
-        batches = calibrations.from_iterable(calibration, inputs)
+    batches = calibration_batches(calibration, program)
     quantized, floats = quantize(program, target.rules, batches, config)
     return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+
+
+def calibration_batches(
+    calibration: str | Path | Iterable[Any], program: ExportedProgram
+) -> list[calibrations.Batch]:
+    """Calibration data as batches of the program's shapes."""
+    inputs = capture.user_inputs(program)
+    if isinstance(calibration, str | Path):
+        return calibrations.load_npz(calibration, inputs)
+    return calibrations.from_iterable(calibration, inputs)
+
+
+def trained_program(
+    model: QATModule,
+    example_inputs: tuple[torch.Tensor, ...] | None,
+    target: Target,
+    calibration: Calibration,
+) -> tuple[ExportedProgram, list[FloatRecord]]:
+    """The quantized program of a module that :func:`qcompiler.prepare_qat` made."""
+    if example_inputs is None:
+        raise ConfigError("a module needs example_inputs: a tuple of tensors of the shapes to compile for")
+    if model.rules != target.rules:
+        raise ConfigError(
+            f"the module was prepared by the rules of another target than {target.name}, and trained for their "
+            f"arithmetic; prepare it for {target.name}"
+        )
+    if calibration is not None:
+        log.warning("the module was trained with its own ranges; calibration data is not used")
+    program = capture.check(model.program(example_inputs))
+    return program, [FloatRecord(f.operator, f.place, f.reason) for f in model.float_operators]
 
 
 def _build(

@@ -47,18 +47,28 @@ def quantize(
         QuantizationError: ``keep_float`` names what the model does not have.
         CalibrationError: there is no batch, or a tensor is not finite.
     """
-    model, examples = _canonical(ep)
+    model, examples = canonical_graph(ep)
     rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
     quantizer = TargetQuantizer(rules, config)
     prepared = prepare_pt2e(model, quantizer)
     with torch.no_grad():
-        _calibrate(prepared, batches, config)
+        calibrate(prepared, batches, config)
         _fit_weights(prepared, quantizer)
-        converted = convert_pt2e(prepared, fold_quantize=True)
-        _drop_unused(converted)
-        quantized = torch.export.export(converted, examples)
+        return to_program(prepared, examples), quantizer.float_operators
+
+
+def to_program(prepared: GraphModule, examples: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    """A graph whose observers know their ranges becomes a program in PT2E form.
+
+    Args:
+        prepared: the graph with observers; it is changed.
+        examples: inputs of the shapes to export with.
+    """
+    converted = convert_pt2e(prepared, fold_quantize=True)
+    _drop_unused(converted)
+    quantized = torch.export.export(converted, examples)
     _copy_places(converted, quantized)
-    return quantized, quantizer.float_operators
+    return quantized
 
 
 def respell(ep: ExportedProgram) -> ExportedProgram:
@@ -67,14 +77,14 @@ def respell(ep: ExportedProgram) -> ExportedProgram:
     Args:
         ep: a program in PT2E form.
     """
-    model, examples = _canonical(ep)
+    model, examples = canonical_graph(ep)
     with torch.no_grad():
         respelled = torch.export.export(model, examples)
     _copy_places(model, respelled)
     return respelled
 
 
-def _canonical(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:
+def canonical_graph(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:
     """The program's graph, canonical, and inputs to export it with again."""
     # Without in-place operators a tensor has one value, and one range.
     model = ep.run_decompositions({}).module(check_guards=False)
@@ -88,9 +98,14 @@ def _canonical(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ..
     return model, examples
 
 
-def _calibrate(
+def calibrate(
     prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]], config: CompileConfig
 ) -> None:
+    """Show every batch to the observers.
+
+    Raises:
+        CalibrationError: there is no batch, or a tensor is not finite.
+    """
     modules = dict(prepared.named_modules(remove_duplicate=False))
     hooks, hooked = [], set()
     for node in prepared.graph.nodes:
