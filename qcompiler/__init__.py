@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qcompiler._version import __version__
 from qcompiler.config import CompileConfig
@@ -18,10 +18,20 @@ from qcompiler.runtime import Model, load
 if TYPE_CHECKING:
     import torch
 
+    from qcompiler.compression import Pruned
     from qcompiler.driver.compile import CompileResult
     from qcompiler.quantization.training import QATModule
 
-__all__ = ["CompileConfig", "Model", "QCompilerError", "__version__", "compile", "load", "prepare_qat"]
+__all__ = [
+    "CompileConfig",
+    "Model",
+    "QCompilerError",
+    "__version__",
+    "compile",
+    "load",
+    "prepare_qat",
+    "prune_channels",
+]
 
 
 def compile(
@@ -104,6 +114,48 @@ def prepare_qat(
         example_inputs=example_inputs,
         calibration=calibration,
         learned_scales=learned_scales,
+    )
+
+
+def prune_channels(
+    model: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    reduction: float,
+    *,
+    importance: Literal["l1", "batch-norm", "taylor"] = "l1",
+    multiple: int = 1,
+    keep_at_least: float = 0.2,
+    keep: tuple[str, ...] = (),
+) -> Pruned:
+    """Takes the channels out of a module that matter least; the module is left alone, a smaller copy is returned.
+
+    Channels that residual additions, depthwise convolutions or concatenations couple go together. The smaller module
+    computes what the original does when nobody reads the removed channels; that is checked on the example inputs. It
+    is an ordinary module, to be trained on.
+
+    Args:
+        model: the module.
+        example_inputs: tensors of the shapes and dtypes of its inputs.
+        reduction: share of the multiply-accumulates to remove, in (0, 1).
+        importance: ``l1``, the magnitude of weights; ``batch-norm``, that of the batch norm's weights; or ``taylor``,
+            from gradients that ``backward()`` has left in the parameters.
+        multiple: what remains of a layer's channels, if it loses some, is a multiple of it: 16 fills the vectors of AVX-512, 8 those of AVX2, 4 NEON's.
+        keep_at_least: share of each layer's channels that stays, in (0, 1].
+        keep: paths of modules whose channels all stay.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
+    from qcompiler.driver import prune
+
+    return prune.prune_channels(
+        model,
+        example_inputs,
+        reduction,
+        importance=importance,
+        multiple=multiple,
+        keep_at_least=keep_at_least,
+        keep=keep,
     )
 
 

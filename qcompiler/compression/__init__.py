@@ -1,5 +1,6 @@
 """Smaller networks: distillation, pruning of channels, masks of weights."""
 
 from qcompiler.compression.distillation import Distillation, DistillationLoss
+from qcompiler.compression.prune import Pruned, PrunedLayer, prune
 
-__all__ = ["Distillation", "DistillationLoss"]
+__all__ = ["Distillation", "DistillationLoss", "Pruned", "PrunedLayer", "prune"]
