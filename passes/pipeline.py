@@ -15,12 +15,14 @@ from tvm import relax
 from qcompiler.passes import verify
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.expose_padding import ExposePadding
+from qcompiler.passes.graph import bindings, op_name
 from qcompiler.passes.lower_integer import Kernel, Layer, LowerInteger, Tunable
 from qcompiler.passes.plan_layout import PlanLayout
 from qcompiler.passes.propagate_quantization import PropagateQuantization
 from qcompiler.passes.rewrite_to_integer import RewriteToInteger
 from qcompiler.passes.schedule_float import ScheduleFloat
 from qcompiler.passes.store_signed import StoreSigned
+from qcompiler.passes.trace_fusion import TraceFusion
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
 from qcompiler.targets.base import Target
 from qcompiler.targets.borders import Borders
@@ -97,11 +99,14 @@ class Physical:
         module: Relax module of calls of scheduled TensorIR.
         layers: the integer operators and what became of them.
         tunable: kernels with more than one schedule, by their names in the module.
+        kernels: for each call of a kernel in ``main``, in order, its name, and the names that the variables it computes
+            had in the module of the phase *integer* (a digit may follow where there were several).
     """
 
     module: tvm.IRModule
     layers: list[Layer]
     tunable: dict[str, Tunable]
+    kernels: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def to_physical(
@@ -119,13 +124,22 @@ def to_physical(
     signed = [StoreSigned()] if target.activations == "int8" else []
     module = _apply([PlanLayout(), *expose, *signed, lower], module, dump)
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
+    trace = TraceFusion()
     with tvm_target:
         module = _apply(
             [
                 relax.transform.FastMathTransform(),
                 relax.transform.LegalizeOps(),
                 relax.transform.AnnotateTIROpPattern(),
-                relax.transform.FuseOps(),
+            ],
+            module,
+            dump,
+        )
+        trace.before(module)
+        module = _apply([relax.transform.FuseOps()], module, dump)
+        trace.after(module)
+        module = _apply(
+            [
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
                 ScheduleFloat(target.vector_bits),
@@ -134,7 +148,8 @@ def to_physical(
             dump,
         )
     verify.physical(module)
-    return Physical(module, lower.layers, lower.tunable)
+    called = [b.value.args[0].name_hint for b in bindings(module) if op_name(b.value) == "relax.call_tir"]
+    return Physical(module, lower.layers, lower.tunable, tuple(zip(called, trace.origins, strict=True)))
 
 
 def to_machine(module: tvm.IRModule, tvm_target: tvm.target.Target, dump: Dump) -> tvm.IRModule:

@@ -23,6 +23,8 @@ class CompileConfig:
         skip_first: leave the first convolution or linear layer in float.
         skip_last: leave the last convolution or linear layer in float.
         keep_float: names of operators (``conv2d``) or of modules (``layer1.0.conv1``) left in float.
+        plan: a file with a precision for each layer (``qcompiler.quantization.plan``), or None for int8 wherever
+            there is a kernel. ``skip_first``, ``skip_last`` and ``keep_float`` come before it.
         embed_reference: store the folded module in the bundle, so that ``verify`` works on it.
         dump_ir: folder that gets one numbered file a pass, or None.
         tuned: use the tuning logs that come with the compiler.
@@ -37,6 +39,7 @@ class CompileConfig:
     skip_first: bool = False
     skip_last: bool = False
     keep_float: tuple[str, ...] = ()
+    plan: Path | None = None
     embed_reference: bool = True
     dump_ir: Path | None = None
     tuned: bool = True

@@ -12,6 +12,7 @@ QCompilerError
 ├── BuildError          code generation or linking failed
 ├── TuningError         a model cannot be tuned, or candidates cannot be measured
 │   └── TuningLogError  a tuning log is damaged, or made for something else
+├── SearchError         no plan of precisions keeps the promises that were asked for
 ├── BundleError         a bundle is missing files, damaged, or of another format
 │   ├── CpuError        the bundle needs CPU features that this machine lacks
 │   └── SignatureError  a required signature is missing or wrong
@@ -68,6 +69,10 @@ class TuningError(QCompilerError):
 
 class TuningLogError(TuningError):
     """A tuning log is damaged, or was made for another target or version."""
+
+
+class SearchError(QCompilerError):
+    """No plan of precisions keeps the promises that were asked for."""
 
 
 class BundleError(QCompilerError):

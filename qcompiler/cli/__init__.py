@@ -18,6 +18,7 @@ from qcompiler.cli import (
     logs,
     profile,
     run,
+    search,
     sign,
     targets,
     tune,
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    compile, tune, run, evaluate, bench, profile, verify, inspect, sign, export, targets, demo,
+    compile, search, tune, run, evaluate, bench, profile, verify, inspect, sign, export, targets, demo,
 ):  # fmt: skip
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(logs.app, name="logs")

@@ -55,6 +55,13 @@ def command(
             help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
         ),
     ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with a precision for each layer, as 'qcompile search' writes it.",
+            show_default=False,
+        ),
+    ] = _DEFAULTS.plan,
     embed_reference: Annotated[
         bool, typer.Option(help="Store what 'qcompile verify' compares with in the bundle.")
     ] = _DEFAULTS.embed_reference,
@@ -83,6 +90,7 @@ def command(
             skip_first=skip_first,
             skip_last=skip_last,
             keep_float=tuple(keep_float or ()),
+            plan=plan,
             embed_reference=embed_reference,
             dump_ir=dump_ir,
             tuned=tuned,

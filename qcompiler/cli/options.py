@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback as tracebacks
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,23 @@ def integers(option: str, text: str | None) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(f"{option} is {text!r}; give positive numbers with a comma between them, as in 1,2")
     return tuple(int(part) for part in parts)
+
+
+def seconds(option: str, text: str | None) -> float | None:
+    """A duration such as ``3ms``, ``250us`` or ``0.1s``; None for None.
+
+    Raises:
+        ConfigError: it is no positive number with a unit.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s)\s*", text)
+    value = float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]] if match else 0.0
+    if value <= 0:
+        raise ConfigError(
+            f"{option} is {text!r}; give a positive number with a unit (us, ms or s), as in 3ms"
+        )
+    return value
 
 
 def shape(extents: Sequence[int]) -> str:

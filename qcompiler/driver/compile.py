@@ -69,6 +69,19 @@ class CompileResult:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Built:
+    """A bundle, and where its kernels come from.
+
+    Attributes:
+        result: the bundle.
+        kernels: as of :class:`~qcompiler.passes.pipeline.Physical`.
+    """
+
+    result: CompileResult
+    kernels: tuple[tuple[str, tuple[str, ...]], ...]
+
+
 def compile_model(
     model: Model,
     config: CompileConfig,
@@ -99,7 +112,7 @@ def compile_model(
     else:
         program = program_of(model, example_inputs)
         quantized, refused = quantized_program(program, target, config, calibration)
-    return _build(quantized, refused, target, tvm_target, scheduler, config, Path(output))
+    return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
 
 
 def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
@@ -118,6 +131,11 @@ def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
     if capture.is_quantized(program):
+        if config.plan is not None:
+            raise ConfigError(
+                f"plan {config.plan}: the model is quantized already, and its own quantize nodes say what is int8; "
+                "give the float model, or no plan"
+            )
         if calibration is not None:
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
@@ -162,7 +180,7 @@ def trained_program(
     return program, [FloatRecord(f.operator, f.place, f.reason) for f in model.float_operators]
 
 
-def _build(
+def build(
     program: ExportedProgram,
     refused: list[FloatRecord],
     target: Target,
@@ -170,7 +188,8 @@ def _build(
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
-) -> CompileResult:
+) -> Built:
+    """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
     physical = pipeline.to_physical(
@@ -214,7 +233,7 @@ def _build(
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:
         log.info("%s at %s stays in float: %s", record.operator, record.place, record.reason)
-    return CompileResult(written, read_manifest(written))
+    return Built(CompileResult(written, read_manifest(written)), physical.kernels)
 
 
 def _jsonable(value: Any) -> Any:

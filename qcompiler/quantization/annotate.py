@@ -16,6 +16,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from qcompiler.config import CompileConfig
+from qcompiler.quantization.layers import LAYER, name_layers, name_sites
 from qcompiler.quantization.observers import MinMaxObserver, activation_observer
 from qcompiler.quantization.operator_classes import (
     MATMUL_CLASSES,
@@ -27,6 +28,7 @@ from qcompiler.quantization.operator_classes import (
 )
 from qcompiler.quantization.patterns import Unit, find_units
 from qcompiler.quantization.places import FloatOperator, kept_float, place
+from qcompiler.quantization.plan import Plan
 from qcompiler.quantization.selection import Selection, float_reason, select
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
@@ -111,7 +113,7 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = [n for n in model.graph.nodes if n.op == "call_function"]
         order = {node: i for i, node in enumerate(model.graph.nodes)}
-        kept = kept_float(nodes, self.config)
+        kept = {**self._planned(nodes), **kept_float(nodes, self.config)}
         self.selection = select(find_units(nodes, kept, self.rules))
         groups = _concat_groups(self.selection, order)
         for unit in self.selection.units:
@@ -123,6 +125,24 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
             if n not in inside and computes_float(n) and (n in kept or not self._follows(n))
         ]
         return model
+
+    def _planned(self, nodes: list[Node]) -> dict[Node, str]:
+        """The nodes of the layers that the plan leaves in float, with the reason; every layer's nodes get its name."""
+        units = find_units(nodes, {}, self.rules)
+        layers = name_layers(units, nodes)
+        for name, unit in name_sites(units, nodes).items():
+            for node in unit.nodes:
+                node.meta[LAYER] = name
+        if self.config.plan is None:
+            return {}
+        plan = Plan.load(self.config.plan)
+        plan.check(layers)
+        return {
+            node: f"plan: {plan.precision(name)}"
+            for name, unit in layers.items()
+            if plan.precision(name) != "int8"
+            for node in unit.nodes
+        }
 
     def _follows(self, node: Node) -> bool:
         """Whether a node only moves what it is given, and would move integers as well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.export import ExportedProgram
@@ -15,12 +16,50 @@ from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
 from qcompiler.quantization.calibration import track
 from qcompiler.quantization.canonical import canonicalize
+from qcompiler.quantization.layers import LAYER
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
 from qcompiler.quantization.places import FloatOperator, place
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
 
-_PLACE_KEYS = ("nn_module_stack", "stack_trace")
+_PLACE_KEYS = ("nn_module_stack", "stack_trace", LAYER)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A float graph with observers that have seen the calibration data.
+
+    Attributes:
+        model: the graph; what :attr:`quantizer` would quantize goes through observers, whose nodes call modules.
+        quantizer: annotated the graph; its selection holds the units that are to be computed in integers.
+        examples: inputs to export it with again.
+    """
+
+    model: GraphModule
+    quantizer: TargetQuantizer
+    examples: tuple[torch.Tensor, ...]
+
+
+def calibrate(
+    ep: ExportedProgram,
+    rules: QuantizationRules,
+    batches: Iterable[tuple[torch.Tensor, ...]],
+    config: CompileConfig,
+) -> Calibrated:
+    """The first half of :func:`quantize`: every scale is found, and nothing is rounded yet.
+
+    Raises:
+        QuantizationError: ``keep_float`` names what the model does not have.
+        CalibrationError: there is no batch, or a tensor is not finite.
+    """
+    model, examples = canonical_graph(ep)
+    rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
+    quantizer = TargetQuantizer(rules, config)
+    prepared = prepare_pt2e(model, quantizer)
+    with torch.no_grad():
+        observe(prepared, batches, config)
+        _fit_weights(prepared, quantizer)
+    return Calibrated(prepared, quantizer, examples)
 
 
 def quantize(
@@ -47,14 +86,10 @@ def quantize(
         QuantizationError: ``keep_float`` names what the model does not have.
         CalibrationError: there is no batch, or a tensor is not finite.
     """
-    model, examples = canonical_graph(ep)
-    rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
-    quantizer = TargetQuantizer(rules, config)
-    prepared = prepare_pt2e(model, quantizer)
+    calibrated = calibrate(ep, rules, batches, config)
     with torch.no_grad():
-        calibrate(prepared, batches, config)
-        _fit_weights(prepared, quantizer)
-        return to_program(prepared, examples), quantizer.float_operators
+        program = to_program(calibrated.model, calibrated.examples)
+    return program, calibrated.quantizer.float_operators
 
 
 def to_program(prepared: GraphModule, examples: tuple[torch.Tensor, ...]) -> ExportedProgram:
@@ -98,7 +133,7 @@ def canonical_graph(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tenso
     return model, examples
 
 
-def calibrate(
+def observe(
     prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]], config: CompileConfig
 ) -> None:
     """Show every batch to the observers.

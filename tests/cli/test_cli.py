@@ -18,6 +18,7 @@ from qcompiler.targets.registry import known
 
 COMMANDS = [
     "compile",
+    "search",
     "tune",
     "run",
     "evaluate",

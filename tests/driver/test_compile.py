@@ -17,6 +17,7 @@ from qcompiler.driver.bundle import REFERENCE_NAME
 from qcompiler.errors import CalibrationError, ConfigError, QuantizationError, TargetError
 from qcompiler.frontend import capture
 from qcompiler.quantization import quantize
+from qcompiler.quantization.plan import Plan
 from qcompiler.targets import registry
 
 
@@ -117,6 +118,26 @@ def test_what_is_kept_in_float_is_named_with_its_reason(network: nn.Module, tmp_
     assert "keep_float" in record.reason
     (found,) = qcompiler.load(compiled.bundle).run(batches()[0])
     assert np.isfinite(found).all()
+
+
+def test_a_plan_is_followed_and_goes_with_float_models_only(network: nn.Module, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    Plan({"project": "fp32", "classify": "fp32"}).save(plan)
+    x = batches()[0]
+    compiled = qcompiler.compile(network, (x,), calibration=batches(), output=tmp_path / "bundle", plan=plan)
+    reasons = {r.place.rstrip("0123456789_"): r.reason for r in compiled.manifest.float_operators}
+    assert reasons["project"] == reasons["classify"] == "plan: fp32"
+    assert {"stem", "gate"} <= {layer.name for layer in compiled.manifest.layers}
+    interpreter = reference.Interpreter(reference.load(compiled.bundle / REFERENCE_NAME))
+    (found,), (wanted,) = qcompiler.load(compiled.bundle).run(x), interpreter.run([x.numpy()])
+    # The float layers sum in another order than NumPy does: a step of a quantized gate here and there.
+    assert np.abs(found - wanted.array).max() <= 0.02 * np.abs(wanted.array).max()
+
+    program = capture.capture(network, (x,))
+    quantized, _ = quantize(program, registry.resolve("native").rules, [(x,)], CompileConfig())
+    with pytest.raises(ConfigError, match="quantized already"):
+        qcompiler.compile(quantized, output=tmp_path / "other", plan=plan)
+    assert not (tmp_path / "other").exists()
 
 
 def test_one_numbered_file_a_pass(network: nn.Module, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from qcompiler.quantization.batch_norms import FOLDED, Folded, attribute, rewrit
 from qcompiler.quantization.observers import activation_observer
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
 from qcompiler.quantization.places import place
-from qcompiler.quantization.quantizer import calibrate, canonical_graph
+from qcompiler.quantization.quantizer import canonical_graph, observe
 from qcompiler.quantization.training.batch_size import (
     BatchUse,
     FixedBatchError,
@@ -131,7 +131,7 @@ def _calibrate(
     for module in _fake_quantizations(prepared):
         module.calibrating = True
     with torch.no_grad():
-        calibrate(prepared, batches, config)
+        observe(prepared, batches, config)
     for module in _fake_quantizations(prepared):
         module.end_calibration()
 

@@ -1,0 +1,416 @@
+"""Searches a plan of precisions that keeps promises on accuracy and latency, and measures whether it does."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from qcompiler import runtime
+from qcompiler.config import CompileConfig
+from qcompiler.driver.compile import build, program_of, quantized_program
+from qcompiler.driver.data import Samples, read_samples
+from qcompiler.driver.run import run_all
+from qcompiler.driver.search.accuracy import Criterion, Judge, Sensitivity, decibels, sensitivities
+from qcompiler.driver.search.measure import Compiler, lower_quartile, measure_costs, plan_of
+from qcompiler.driver.search.solve import Costs, Solution, cleanest, front
+from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
+from qcompiler.errors import ConfigError, SearchError
+from qcompiler.frontend import capture
+from qcompiler.quantization import calibration as calibrations
+from qcompiler.quantization.mixed import Simulation
+from qcompiler.quantization.network import Network
+from qcompiler.quantization.plan import Plan, Precision
+from qcompiler.quantization.quantizer import calibrate
+from qcompiler.report import milliseconds, percent
+from qcompiler.report import progress as progress_bar
+from qcompiler.runtime import TensorSpec
+from qcompiler.targets import registry
+from qcompiler.targets.host import read_host
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 8
+"""Plans that are compiled and measured before the search gives up."""
+
+MEASUREMENTS = 40
+"""Measurements of a plan's latency, of :data:`RUNS` runs each."""
+
+RUNS = 5
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What a plan must keep.
+
+    Attributes:
+        max_drop: the largest drop, in percentage points: of top-1 accuracy against the float model where there are
+            labels, else of predictions that differ from the float model's; or None.
+        max_latency: seconds of a run, at most; or None.
+        threads: threads of a run; None for all physical cores.
+        points: plans of the front, about.
+        limit: samples of the data to use, at most.
+    """
+
+    max_drop: float | None = None
+    max_latency: float | None = None
+    threads: int | None = None
+    points: int = 16
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_drop is None and self.max_latency is None:
+            raise ConfigError("a search needs a promise: give max_drop, max_latency or both")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"max_drop is {self.max_drop}; it is in percentage points, 0 to 100")
+        if self.max_latency is not None and not self.max_latency > 0:
+            raise ConfigError(f"max_latency is {self.max_latency} s; it must be above 0")
+        if self.points < 2:
+            raise ConfigError(f"points is {self.points}; it must be at least 2")
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What was measured of a layer.
+
+    Attributes:
+        name: its name in plans.
+        kind: class of its kernel.
+        sqnr_db: ratio of the model's outputs to the noise that this layer alone adds in int8.
+        drop: what this layer alone costs in accuracy, as a fraction; None without classes.
+        int8_seconds: time of its kernel in int8.
+        fp32_seconds: and in float.
+        precision: in the plan that was chosen.
+    """
+
+    name: str
+    kind: str
+    sqnr_db: float
+    drop: float | None
+    int8_seconds: float
+    fp32_seconds: float
+    precision: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan, and what is promised of it.
+
+    Attributes:
+        float_layers: the layers in float; all others are in int8.
+        seconds: of a run, by the costs of layers and conversions.
+        sqnr_db: of the outputs, by the sum of the layers' noise.
+        drop: of the whole plan, simulated, as a fraction; None without classes.
+    """
+
+    float_layers: tuple[str, ...]
+    seconds: float
+    sqnr_db: float
+    drop: float | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A plan that was compiled and measured.
+
+    Attributes:
+        promised: the plan.
+        seconds: of a run of the bundle, measured.
+        drop: measured from the bundle's outputs.
+        sqnr_db: of the bundle's outputs against the float model's, measured.
+        missed: which promise was missed, or None.
+    """
+
+    promised: Point
+    seconds: float
+    drop: float | None
+    sqnr_db: float
+    missed: str | None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What :func:`search` found.
+
+    Attributes:
+        criterion: what a drop is; None for a model without classes.
+        float_top1: top-1 accuracy of the float model; None without labels.
+        samples: samples that accuracy was measured on.
+        threads: threads of a run.
+        int8_seconds: a run with all layers in int8, measured.
+        fp32_seconds: a run with all layers in float, measured.
+        layers: the layers, in the order they run.
+        front: plans of which none is better than another in both time and noise, the fastest first.
+        attempts: the plans that were compiled and measured, in order; the last one is chosen.
+        plan: the chosen plan's file.
+    """
+
+    criterion: Criterion | None
+    float_top1: float | None
+    samples: int
+    threads: int
+    int8_seconds: float
+    fp32_seconds: float
+    layers: tuple[LayerCost, ...]
+    front: tuple[Point, ...]
+    attempts: tuple[Attempt, ...]
+    plan: Path
+
+    @property
+    def chosen(self) -> Attempt:
+        return self.attempts[-1]
+
+
+def search(
+    model: str,
+    config: CompileConfig,
+    goal: SearchConfig,
+    *,
+    calibration: Path,
+    output: Path,
+    data: Path | None = None,
+) -> SearchResult:
+    """Searches a plan, compiles and measures it, and writes it to a file.
+
+    Of the plans that keep the promises it is the fastest one on the front (``max_drop``), or the one with the least
+    noise (``max_latency``). Where a plan, compiled, misses a promise, the search goes on with the next one, under a
+    tighter bound; every plan that was tried is in the result.
+
+    Args:
+        model: a ``.pt2`` archive or ``package.module:function``, in float.
+        config: how to compile; its plan must be None.
+        goal: the promises.
+        calibration: ``.npz`` with an array an input.
+        output: the plan's file.
+        data: ``.npz`` with an array an input that accuracy is measured on, and labels; the calibration data without
+            labels if None.
+
+    Raises:
+        ConfigError: the model is quantized already, or has no classes although ``max_drop`` is asked for.
+        CpuError: this machine cannot run what is compiled for the target.
+        SearchError: no plan keeps the promises; the message says how near the best one came.
+        QCompilerError: the model or data cannot be used.
+    """
+    if config.plan is not None:
+        raise ConfigError("a search makes a plan and takes none; leave the plan out")
+    target = registry.resolve(config.target)
+    _check_here(target.name, target.family, target.required_features)
+    program = program_of(model, None)
+    if capture.is_quantized(program):
+        raise ConfigError(f"model {model} is quantized already; a search needs the float model")
+    batches = calibrations.load_npz(calibration, capture.user_inputs(program))
+    simulation = Simulation(calibrate(program, target.rules, batches, config))
+    if not simulation.layers:
+        raise SearchError(f"model {model} has no layer with an integer kernel; there is nothing to search")
+    samples = _samples(program, data, calibration, goal.limit)
+    judge = Judge(simulation, samples)
+    if goal.max_drop is not None and judge.criterion is None:
+        raise ConfigError("max_drop needs classes, and the first output has no class axis; give max_latency")
+    with progress_bar("sensitivity", 1, config.progress) as advance:
+        sensitive = sensitivities(simulation, samples)
+        advance(1)
+    scheduler = TunedScheduler(open_logs(target, config), registry.to_tvm(target, cores=1))
+    compiler = Compiler(program, batches, config, target, scheduler)
+    network = simulation.network
+    noise: list[dict[Precision, float]] = [
+        {"int8": 0.0 if site.moves else sensitive[site.name].noise, "fp32": 0.0} for site in network.sites
+    ]
+    costs, runs = measure_costs(
+        compiler,
+        network,
+        noise,
+        threads=goal.threads,
+        progress=config.progress,
+    )
+    finder = _Finder(simulation, judge, network, costs)
+    with progress_bar("front", goal.points, config.progress) as advance:
+        points = []
+        for solution in front(network, costs, goal.points):
+            points.append((solution, finder.point(solution)))
+            advance(1)
+    attempts: list[Attempt] = []
+    threads = 0
+    chosen: Solution | None = None
+    for candidate in finder.candidates(goal, points, attempts):
+        found, threads = _attempt(compiler, judge, samples, goal, network, candidate, finder.point(candidate))
+        attempts.append(found)
+        if found.missed is None:
+            chosen = candidate
+            break
+        log.warning("a plan of the search missed its promise, the search goes on: %s", found.missed)
+        if len(attempts) == ATTEMPTS:
+            break
+    if chosen is None:
+        raise SearchError(_failure(goal, attempts, [p for _, p in points]))
+    _plan(network, chosen, attempts[-1], target.name, threads).save(output)
+    return SearchResult(
+        judge.criterion, judge.float_top1, samples.count, threads, runs["int8"], runs["fp32"],
+        _layer_costs(network, costs, sensitive, chosen), tuple(p for _, p in points), tuple(attempts), output,
+    )  # fmt: skip
+
+
+class _Finder:
+    """Points of the front, and which plans to try."""
+
+    def __init__(self, simulation: Simulation, judge: Judge, network: Network, costs: Costs) -> None:
+        self.simulation, self.judge, self.network, self.costs = simulation, judge, network, costs
+        self._points: dict[tuple[str, ...], Point] = {}
+
+    def point(self, solution: Solution) -> Point:
+        """A solution as a point, its drop simulated; each plan once."""
+        known = self._points.get(solution.choice)
+        if known is None:
+            plan = plan_of(self.network, solution.choice).layers
+            integer = [name for name, precision in plan.items() if precision == "int8"]
+            drop = None
+            if self.judge.criterion is not None:
+                drop = self.judge.drop(self.judge.simulated(self.simulation, integer))
+            known = self._points[solution.choice] = Point(
+                tuple(name for name, precision in plan.items() if precision != "int8"),
+                solution.seconds,
+                decibels(solution.noise),
+                drop,
+            )
+        return known
+
+    def candidates(
+        self, goal: SearchConfig, points: list[tuple[Solution, Point]], attempts: list[Attempt]
+    ) -> Iterator[Solution]:
+        """Plans that promise what is asked for, each to be tried if those before it missed it."""
+        if goal.max_latency is None:
+            yield from (s for s, point in points if _within(point.drop, goal.max_drop))
+            return
+        bound, tried = goal.max_latency, set()
+        while (solution := cleanest(self.network, self.costs, bound)) is not None:
+            if not _within(self.point(solution).drop, goal.max_drop):
+                return  # what is slower is allowed no longer, and what is faster has more noise
+            if solution.choice not in tried:
+                tried.add(solution.choice)
+                yield solution
+                measured = attempts[-1].seconds
+                # What is measured is to costs as it was for this plan.
+                bound = min(0.98 * bound, goal.max_latency * solution.seconds / measured)
+            else:
+                bound *= 0.98
+
+
+def _within(drop: float | None, max_drop: float | None) -> bool:
+    """Whether a drop, a fraction, is at most ``max_drop`` percentage points."""
+    return max_drop is None or (drop is not None and 100 * drop <= max_drop + 1e-9)
+
+
+def _check_here(name: str, family: str, features: tuple[str, ...]) -> None:
+    """Refuses a target whose bundles cannot run here, before hours of work rather than after."""
+    host = read_host()
+    machines = {"x86": "x86_64", "arm": "aarch64"}
+    missing = [feature for feature in features if feature not in host.features]
+    if host.machine != machines.get(family) or missing:
+        raise SearchError(
+            f"a search measures on the target, and {name} is not this machine's "
+            f"({f'it lacks {missing[0]}' if missing else f'this is {host.machine}'}); search on such a machine, "
+            "or for --target native"
+        )
+
+
+def _samples(program: ExportedProgram, data: Path | None, calibration: Path, limit: int | None) -> Samples:
+    specs = [
+        TensorSpec(info.name, info.shape, str(info.dtype).removeprefix("torch."))
+        for info in capture.user_inputs(program)
+    ]
+    samples = read_samples(data or calibration, specs, limit)
+    return samples if data is not None else replace(samples, labels=None)
+
+
+def _attempt(
+    compiler: Compiler,
+    judge: Judge,
+    samples: Samples,
+    goal: SearchConfig,
+    network: Network,
+    solution: Solution,
+    promised: Point,
+) -> tuple[Attempt, int]:
+    """Compiles a plan and measures it; also the threads that it ran with."""
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        plan = Path(folder) / "plan.json"
+        plan_of(network, solution.choice).save(plan)
+        config = replace(compiler.config, plan=plan, embed_reference=False)
+        quantized, refused = quantized_program(
+            compiler.program, compiler.target, config, compiler.calibration
+        )
+        tvm_target = registry.to_tvm(compiler.target, cores=1)
+        built = build(
+            quantized,
+            refused,
+            compiler.target,
+            tvm_target,
+            compiler.scheduler,
+            config,
+            Path(folder) / "bundle",
+        )
+        model = runtime.load(built.result.bundle, goal.threads)
+        outputs = run_all(model, samples)
+        zeros = [np.zeros(spec.shape, spec.dtype) for spec in model.inputs]
+        seconds = lower_quartile(model.time(*zeros, number=RUNS, repeat=MEASUREMENTS))
+    drop, missed = judge.drop(outputs), []
+    if not _within(drop, goal.max_drop):
+        missed.append(f"drop {percent(drop)}, promised {percent(promised.drop)}, allowed {goal.max_drop} %")
+    if goal.max_latency is not None and seconds > goal.max_latency:
+        missed.append(
+            f"latency {milliseconds(seconds)}, promised {milliseconds(promised.seconds)}, allowed "
+            f"{milliseconds(goal.max_latency)}"
+        )
+    attempt = Attempt(promised, seconds, drop, judge.sqnr_db(outputs), "; ".join(missed) or None)
+    return attempt, model.threads
+
+
+def _failure(goal: SearchConfig, attempts: list[Attempt], points: list[Point]) -> str:
+    wanted = [
+        *([f"a drop of at most {goal.max_drop} points"] if goal.max_drop is not None else []),
+        *([f"at most {milliseconds(goal.max_latency)}"] if goal.max_latency is not None else []),
+    ]
+    if attempts:
+        best = attempts[-1]
+        near = f"{len(attempts)} plans were compiled and measured; the last one missed it: {best.missed}"
+    else:
+        drops = [p.drop for p in points if p.drop is not None]
+        near = f"the fastest plan promises {milliseconds(points[0].seconds)}" + (
+            f" at a drop of {percent(points[0].drop)}, the least drop of any is {percent(min(drops))}"
+            if drops
+            else ""
+        )
+    return f"no plan keeps {' and '.join(wanted)}: {near}; allow more, or improve the model's quantization"
+
+
+def _plan(network: Network, solution: Solution, attempt: Attempt, target: str, threads: int) -> Plan:
+    def figures(seconds: float, drop: float | None) -> dict[str, float | None]:
+        return {
+            "milliseconds": round(seconds * 1e3, 6),
+            "drop_in_points": None if drop is None else round(100 * drop, 4),
+        }
+
+    notes = {
+        "target": target,
+        "threads": threads,
+        "promised": figures(attempt.promised.seconds, attempt.promised.drop),
+        "measured": figures(attempt.seconds, attempt.drop),
+    }
+    return plan_of(network, solution.choice, notes)
+
+
+def _layer_costs(
+    network: Network, costs: Costs, sensitive: dict[str, Sensitivity], chosen: Solution
+) -> tuple[LayerCost, ...]:
+    return tuple(
+        LayerCost(
+            site.name, site.kind, sensitive[site.name].sqnr_db, sensitive[site.name].drop,
+            costs.seconds[s]["int8"], costs.seconds[s]["fp32"], chosen.choice[s],
+        )
+        for s, site in enumerate(network.sites)
+        if not site.moves
+    )  # fmt: skip
