@@ -192,7 +192,7 @@ def _select(
         if best is None:
             fixed = "; ".join(f"{f.name}: {f.reason}" for f in families if f.reason)
             raise CompressionError(
-                f"pruning reaches a reduction of {1 - count / before:.3f} only, not {reduction}; lower it, keep_at_least "
+                f"pruning reaches a reduction of {1 - count / before:.4f} only, not {reduction}; lower it, keep_at_least "
                 f"or multiple. What cannot be pruned: {fixed or 'nothing'}"
             )
         removed.update(best[2])

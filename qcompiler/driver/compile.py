@@ -26,6 +26,7 @@ from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
+from qcompiler.driver.zeros import zero_shares
 from qcompiler.errors import BuildError, CalibrationError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
@@ -196,6 +197,7 @@ def build(
         integer.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
+    zeros = zero_shares(integer.module)
     lift = LiftConstants()
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
@@ -214,7 +216,7 @@ def build(
                 torch.__version__,
                 platform.python_version(),
             ),
-            layers=tuple(_record(layer, counts) for layer in physical.layers),
+            layers=tuple(_record(layer, counts, zeros.get(layer.name)) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=float_operators(integer.module, integer.notes, refused),
             alternatives=tuple(
@@ -251,7 +253,7 @@ def _code(module: tvm.IRModule, tvm_target: tvm.target.Target, library: Path) ->
         raise BuildError(f"code generation failed: {fault}; report this as a bug") from error
 
 
-def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
+def _record(layer: Layer, counts: dict[str, Any], zeros: float | None) -> LayerRecord:
     """A layer's certificate: its accumulator's bound, and its instruction counted in the library."""
     count = counts.get(layer.kernel, {}).get(layer.instruction, 0) if layer.instruction else 0
     if layer.instruction and not count:
@@ -262,7 +264,7 @@ def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
     return LayerRecord(
         name=layer.name, operator=layer.operator, dtype=layer.dtype, output_shape=layer.shape, macs=layer.macs,
         accumulator_bound=layer.accumulator_bound, instruction=layer.instruction, instruction_count=count,
-        reason=layer.reason, function=layer.kernel, schedule=layer.schedule,
+        reason=layer.reason, function=layer.kernel, schedule=layer.schedule, zero_weights=zeros,
     )  # fmt: skip
 
 
