@@ -25,10 +25,12 @@ class CompileConfig:
         keep_float: names of operators (``conv2d``) or of modules (``layer1.0.conv1``) left in float.
         plan: a file with a precision for each layer (``qcompiler.quantization.plan``), or None for int8 wherever
             there is a kernel. ``skip_first``, ``skip_last`` and ``keep_float`` come before it.
+        gate: measure each layer in int8 and in float on this machine, and leave in float what is faster there.
         embed_reference: store the folded module in the bundle, so that ``verify`` works on it.
         dump_ir: folder that gets one numbered file a pass, or None.
         tuned: use the tuning logs that come with the compiler.
         log: a folder with a tuning log to use besides; it comes first.
+        dim: of an ONNX model, values of symbolic extents as ``NAME=N``; an input's first axis is 1 if it is not named.
         progress: show a progress bar for long work.
     """
 
@@ -40,10 +42,12 @@ class CompileConfig:
     skip_last: bool = False
     keep_float: tuple[str, ...] = ()
     plan: Path | None = None
+    gate: bool = False
     embed_reference: bool = True
     dump_ir: Path | None = None
     tuned: bool = True
     log: Path | None = None
+    dim: tuple[str, ...] = ()
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -55,8 +59,19 @@ class CompileConfig:
             raise ConfigError(
                 f"averaging_constant is {self.averaging_constant}; it must be above 0 and at most 1"
             )
+        if self.gate and self.plan is not None:
+            raise ConfigError("gate and plan both say what stays in float; give one of them")
         if not self.target:
             raise ConfigError("target is empty; run 'qcompile targets' for the known ones")
+        for text in self.dim:
+            name, _, extent = text.rpartition("=")
+            if not name or not extent.isdecimal() or int(extent) < 1:
+                raise ConfigError(f"dim is {text!r}; give NAME=N with a positive number, as batch=4")
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The values that ``dim`` gives, by name."""
+        return {name: int(extent) for name, _, extent in (text.rpartition("=") for text in self.dim)}
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:

@@ -16,7 +16,9 @@ from qcompiler.cli import (
     export,
     inspect,
     logs,
+    migrate,
     profile,
+    quantize,
     run,
     search,
     sign,
@@ -35,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    compile, search, tune, run, evaluate, bench, profile, verify, inspect, sign, export, targets, demo,
+    compile, quantize, search, tune, run, evaluate, bench, profile, verify, inspect, migrate, sign, export, targets, demo,
 ):  # fmt: skip
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(logs.app, name="logs")

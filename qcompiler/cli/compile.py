@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from qcompiler.cli.options import Json, ProgressOption, Traceback, emit_json, guarded
+from qcompiler.cli.options import Dim, Json, ProgressOption, Traceback, emit_json, guarded
 from qcompiler.config import CompileConfig, Observer
 
 _DEFAULTS = CompileConfig()
@@ -17,8 +17,8 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A .pt2 archive from torch.export.save, or package.module:function that returns a model "
-            "and its example inputs.",
+            help="A .pt2 archive from torch.export.save, an .onnx file (float or QDQ), or "
+            "package.module:function that returns a model and its example inputs.",
             show_default=False,
         ),
     ],
@@ -62,6 +62,10 @@ def command(
             show_default=False,
         ),
     ] = _DEFAULTS.plan,
+    gate: Annotated[
+        bool,
+        typer.Option(help="Time each layer in int8 and in float on this machine, and keep the faster."),
+    ] = _DEFAULTS.gate,
     embed_reference: Annotated[
         bool, typer.Option(help="Store what 'qcompile verify' compares with in the bundle.")
     ] = _DEFAULTS.embed_reference,
@@ -76,6 +80,7 @@ def command(
         Path | None,
         typer.Option(help="Folder with a tuning log to use besides; it comes first.", show_default=False),
     ] = _DEFAULTS.log,
+    dim: Dim = None,
     progress: ProgressOption = True,
     json: Json = False,
     traceback: Traceback = False,
@@ -91,10 +96,12 @@ def command(
             skip_last=skip_last,
             keep_float=tuple(keep_float or ()),
             plan=plan,
+            gate=gate,
             embed_reference=embed_reference,
             dump_ir=dump_ir,
             tuned=tuned,
             log=log,
+            dim=tuple(dim or ()),
             progress=progress,
         )
         from qcompiler import report

@@ -36,7 +36,19 @@ Limit = Annotated[int | None, typer.Option(help="Use only the first samples.", m
 SourceModel = Annotated[
     str | None,
     typer.Option(
-        "--model", help="The float model: a .pt2 archive, or package.module:function.", show_default=False
+        "--model",
+        help="The float model: a .pt2 archive, an .onnx file, or package.module:function.",
+        show_default=False,
+    ),
+]
+
+Dim = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Of an ONNX model, what a symbolic extent is; may be repeated. An input's first axis is 1 if it is not "
+        "named.",
+        metavar="NAME=N",
+        show_default=False,
     ),
 ]
 

@@ -147,19 +147,14 @@ def _show(result: SearchResult) -> None:
 
 
 def _plot(result: SearchResult, path: Path) -> None:
-    from qcompiler.report.front_plot import plot_front
-
-    def value(drop: float | None, sqnr_db: float) -> float:
-        return 100 * drop if drop is not None else -sqnr_db
-
-    def label(float_layers: tuple[str, ...]) -> str:
-        return f"{len(float_layers)} float"
+    from qcompiler.report.front_plot import Mark, plot_front
 
     chosen = result.chosen
     plot_front(
-        [(p.seconds, value(p.drop, p.sqnr_db), label(p.float_layers)) for p in result.front],
-        (chosen.seconds, value(chosen.drop, chosen.sqnr_db), label(chosen.promised.float_layers)),
+        [Mark(p.seconds, p.sqnr_db, p.drop, str(len(p.float_layers))) for p in result.front],
+        Mark(chosen.seconds, chosen.sqnr_db, chosen.drop, str(len(chosen.promised.float_layers))),
         path,
-        title=f"{len(result.layers)} layers, {result.samples} samples, threads: {result.threads}",
-        axis="noise to signal, dB" if result.criterion is None else f"drop of {result.criterion}, points",
+        title=f"Plans of {len(result.layers)} layers; numbers: layers in float; {result.samples} samples, "
+        f"threads: {result.threads}",
+        criterion=result.criterion,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from qcompiler.cli.options import Json, Traceback, emit_json, guarded, integers
+from qcompiler.cli.options import Dim, Json, Traceback, emit_json, guarded, integers
 from qcompiler.config import CompileConfig, Observer, TuneConfig
 
 _DEFAULTS = TuneConfig()
@@ -73,12 +73,17 @@ def command(
     rpc_timeout: Annotated[
         float, typer.Option(help="Seconds that a device has for one schedule.")
     ] = _DEFAULTS.rpc_timeout,
+    dim: Dim = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Searches schedules for a model's kernels, and keeps what it measures for every later compile."""
     with guarded(traceback):
-        config = CompileConfig(target=target, observer=observer)  # type: ignore[arg-type]  # it is checked there
+        config = CompileConfig(
+            target=target,
+            observer=observer,  # type: ignore[arg-type]  # it is checked there
+            dim=tuple(dim or ()),
+        )
         tuning = TuneConfig(
             trials=trials,
             minutes=minutes,

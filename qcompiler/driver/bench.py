@@ -169,7 +169,7 @@ def bench(
         artifacts = [bundle_artifact(bundle, counts, settings)]
         expected = None
         if model is not None and samples is not None:
-            program = capture.resolve(model)
+            program = capture.resolve(model, shapes=[spec.shape for spec in manifest.inputs])
             expected = float_model(program)(*inputs)
             archive = folder / "model.pt2"
             torch.export.save(program, archive)

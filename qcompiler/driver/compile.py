@@ -94,13 +94,14 @@ def compile_model(
     """Compiles a model into a bundle.
 
     Args:
-        model: a module (with ``example_inputs``; one of ``prepare_qat`` is compiled as it was trained), an exported program, the path of a ``.pt2`` archive, or
-            ``package.module:function`` that returns a module and its example inputs.
+        model: a module (with ``example_inputs``; one of ``prepare_qat`` is compiled as it was trained), an exported
+            program, the path of a ``.pt2`` archive or of an ``.onnx`` file, or ``package.module:function`` that returns a module and its example inputs.
         config: the options.
         calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
             input, or an iterable of batches. Not needed for a model that is quantized already.
         output: the folder to write; a bundle that is there already is replaced.
-        example_inputs: tensors of the shapes and dtypes that the library is for.
+        example_inputs: tensors of the shapes and dtypes that the library is for: of a module, or of an ONNX model,
+            whose extents need not be fixed.
 
     Raises:
         QCompilerError: the class says what kind of fault, the message what to do.
@@ -109,14 +110,30 @@ def compile_model(
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     if isinstance(model, QATModule):
-        quantized, refused = trained_program(model, example_inputs, target, calibration)
-    else:
-        program = program_of(model, example_inputs)
+        quantized, refused = trained_program(model, example_inputs, target, config, calibration)
+        return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
+    program = program_of(model, example_inputs, config)
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        if config.gate:
+            from qcompiler.driver.search.gate import gated  # compiles, and so imports this file
+
+            plan = Path(folder) / "plan.json"
+            config, calibration = gated(program, target, scheduler, config, calibration, plan)
         quantized, refused = quantized_program(program, target, config, calibration)
     return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
 
 
-def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) -> ExportedProgram:
+def program_of(
+    model: Model, example_inputs: tuple[torch.Tensor, ...] | None, config: CompileConfig
+) -> ExportedProgram:
+    if isinstance(model, str | Path):
+        shapes = None
+        if example_inputs is not None and str(model).endswith(".onnx"):
+            shapes, example_inputs = [tuple(x.shape) for x in example_inputs], None
+        if example_inputs is None:
+            return capture.resolve(str(model), config.dims, shapes)
+    elif config.dim:
+        raise ConfigError("dim fixes the symbolic extents of ONNX files; other models have none")
     if isinstance(model, torch.nn.Module):
         if example_inputs is None:
             raise ConfigError(
@@ -124,8 +141,9 @@ def program_of(model: Model, example_inputs: tuple[torch.Tensor, ...] | None) ->
             )
         return capture.capture(model, example_inputs)
     if example_inputs is not None:
-        raise ConfigError("example_inputs go with a module; an exported program has its own")
-    return capture.check(model) if isinstance(model, ExportedProgram) else capture.resolve(str(model))
+        raise ConfigError("example_inputs go with a module or an ONNX file; an exported program has its own")
+    assert isinstance(model, ExportedProgram)
+    return capture.check(model)
 
 
 def quantized_program(
@@ -142,29 +160,15 @@ def quantized_program(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
         return respell(program), []
-    if calibration is None:
-        raise CalibrationError(
-            "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"
-        )
-    batches = calibration_batches(calibration, program)
-    quantized, floats = quantize(program, target.rules, batches, config)
+    quantized, floats = quantize(program, target.rules, batches_of(program, calibration), config)
     return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
-
-
-def calibration_batches(
-    calibration: str | Path | Iterable[Any], program: ExportedProgram
-) -> list[calibrations.Batch]:
-    """Calibration data as batches of the program's shapes."""
-    inputs = capture.user_inputs(program)
-    if isinstance(calibration, str | Path):
-        return calibrations.load_npz(calibration, inputs)
-    return calibrations.from_iterable(calibration, inputs)
 
 
 def trained_program(
     model: QATModule,
     example_inputs: tuple[torch.Tensor, ...] | None,
     target: Target,
+    config: CompileConfig,
     calibration: Calibration,
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
     """The quantized program of a module that :func:`qcompiler.prepare_qat` made."""
@@ -175,10 +179,30 @@ def trained_program(
             f"the module was prepared by the rules of another target than {target.name}, and trained for their "
             f"arithmetic; prepare it for {target.name}"
         )
+    if config.plan is not None or config.gate:
+        raise ConfigError(
+            "a trained module is compiled as it was trained, so plan and gate come too late; give the plan to prepare_qat"
+        )
     if calibration is not None:
         log.warning("the module was trained with its own ranges; calibration data is not used")
     program = capture.check(model.program(example_inputs))
     return program, [FloatRecord(f.operator, f.place, f.reason) for f in model.float_operators]
+
+
+def batches_of(program: ExportedProgram, calibration: Calibration) -> list[tuple[torch.Tensor, ...]]:
+    """Calibration data as checked batches of the program's own shapes.
+
+    Raises:
+        CalibrationError: there is none, or it does not fit the program.
+    """
+    if calibration is None:
+        raise CalibrationError(
+            "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"
+        )
+    inputs = capture.user_inputs(program)
+    if isinstance(calibration, str | Path):
+        return calibrations.load_npz(calibration, inputs)
+    return calibrations.from_iterable(calibration, inputs)
 
 
 def build(
@@ -193,11 +217,47 @@ def build(
     """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(program), dump)
+    model = IntegerModel(
+        integer.module,
+        _inputs(program, integer.module),
+        _outputs(program, integer.module),
+        float_operators(integer.module, integer.notes, refused),
+    )
+    return build_integer(model, target, tvm_target, scheduler, config, output, dump)
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerModel:
+    """A model after the phase *integer*, which is the same for every target.
+
+    Attributes:
+        module: Relax module with ``qc.*`` operators.
+        inputs: its inputs by the user's names.
+        outputs: its outputs.
+        float_operators: what stayed in float, and why.
+    """
+
+    module: tvm.IRModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    float_operators: tuple[FloatRecord, ...]
+
+
+def build_integer(
+    model: IntegerModel,
+    target: Target,
+    tvm_target: tvm.target.Target,
+    scheduler: TunedScheduler,
+    config: CompileConfig,
+    output: Path,
+    dump: pipeline.Dump,
+) -> Built:
+    """An integer model as a bundle for a target: steps 5 to 7."""
     physical = pipeline.to_physical(
-        integer.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
+        model.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
-    zeros = zero_shares(integer.module)
+    zeros = zero_shares(model.module)
     lift = LiftConstants()
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
@@ -205,8 +265,8 @@ def build(
         _code(machine, tvm_target, library)
         counts = count_instructions(library)
         manifest = Manifest(
-            inputs=_inputs(program, integer.module),
-            outputs=_outputs(program, integer.module),
+            inputs=model.inputs,
+            outputs=model.outputs,
             target=json.loads(json.dumps(asdict(target), default=_jsonable)),
             constants=bundle.constant_specs(lift.constants),
             versions=Versions(
@@ -218,7 +278,7 @@ def build(
             ),
             layers=tuple(_record(layer, counts, zeros.get(layer.name)) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
-            float_operators=float_operators(integer.module, integer.notes, refused),
+            float_operators=model.float_operators,
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
@@ -230,7 +290,7 @@ def build(
             extra[CONSTANTS_NAME] = bundle.constants_bytes(lift.constants)
         if config.embed_reference:
             reference = Path(folder) / bundle.REFERENCE_NAME
-            storage.save(integer.module, reference)
+            storage.save(model.module, reference)
             extra[bundle.REFERENCE_NAME] = reference
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:

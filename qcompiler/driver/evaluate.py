@@ -74,7 +74,7 @@ def evaluate(
     Args:
         bundle: the bundle's folder.
         data: ``.npz`` with an array per model input; ``labels``, integers, give top-1.
-        model: the float model: a ``.pt2`` archive or ``package.module:function``.
+        model: the float model: a ``.pt2`` archive, an ``.onnx`` file, or ``package.module:function``.
         threads: threads of one run; None for all physical cores.
         require_signature: a public key; the bundle must be signed by its owner.
         limit: evaluate at most this many samples.
@@ -89,8 +89,9 @@ def evaluate(
     samples = read_samples(data, compiled.inputs, limit)
     if samples.labels is None and model is None:
         raise InputError(f"data {data} has no array 'labels', and no float model is given: give --model")
+    shapes = [spec.shape for spec in compiled.inputs]
     return measure(
-        compiled, samples, load_float_model(model) if model is not None else None, progress=progress
+        compiled, samples, load_float_model(model, shapes) if model is not None else None, progress=progress
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,13 +17,17 @@ FloatModel = Callable[..., list[Array]]
 """Takes one array an input, and returns one array an output, nested outputs flattened."""
 
 
-def load_float_model(source: str) -> FloatModel:
-    """The model of a ``.pt2`` archive or of ``package.module:function``.
+def load_float_model(source: str, shapes: Sequence[tuple[int, ...]]) -> FloatModel:
+    """The model of a ``.pt2`` archive, of an ONNX file, or of ``package.module:function``.
+
+    Args:
+        source: where it is.
+        shapes: of its inputs; they fix the symbolic extents of an ONNX file.
 
     Raises:
         FrontendError: it cannot be read or captured.
     """
-    return float_model(capture.resolve(source))
+    return float_model(capture.resolve(source, shapes=shapes))
 
 
 def float_model(program: ExportedProgram) -> FloatModel:

@@ -6,7 +6,7 @@ import torch
 from torch.export import ExportedProgram
 
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import Calibration, Model, calibration_batches, program_of
+from qcompiler.driver.compile import Calibration, Model, batches_of, program_of
 from qcompiler.frontend import capture
 from qcompiler.quantization.training import QATModule, prepare_training
 from qcompiler.targets import registry
@@ -26,8 +26,8 @@ def prepare_qat(
         QCompilerError: the class says what kind of fault, the message what to do.
     """
     target = registry.resolve(config.target)
-    program = program_of(model, example_inputs)
-    batches = None if calibration is None else calibration_batches(calibration, program)
+    program = program_of(model, example_inputs, config)
+    batches = None if calibration is None else batches_of(program, calibration)
     return prepare_training(
         program,
         target.rules,

@@ -65,7 +65,7 @@ class Verification:
     fault: str | None
 
 
-class _Comparison:
+class Comparison:
     """The differences of one output, summed over runs."""
 
     def __init__(self, name: str) -> None:
@@ -126,7 +126,7 @@ def verify(
         )
     samples = read_samples(data, compiled.inputs, limit)
     interpreter = reference.Interpreter(reference.load(bundle / REFERENCE_NAME))
-    comparisons = [_Comparison(spec.name) for spec in compiled.outputs]
+    comparisons = [Comparison(spec.name) for spec in compiled.outputs]
     with progress_bar("verify", samples.runs, progress) as advance:
         for chunk in chunks(samples.batches()):
             found = run_many(compiled, [inputs for _, inputs in chunk])

@@ -1,4 +1,4 @@
-"""Step 1: a module, a ``.pt2`` archive or an entry point becomes a float exported program.
+"""Step 1: a module, a ``.pt2`` archive, an ONNX file or an entry point becomes an exported program.
 
 Whatever the source, the program that comes out takes tensors by position, has fixed shapes, writes to none of its
 inputs, parameters and buffers, and was not traced in training mode; :func:`check` refuses any other.
@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import torch.ao.quantization.fx._decomposed
 from torch import nn
 from torch.export import ExportedProgram
 
-from qcompiler.errors import FrontendError
+from qcompiler.errors import ConfigError, FrontendError
 from qcompiler.frontend.program import TensorInfo, check, is_quantized, user_inputs, user_outputs
 
 __all__ = [
@@ -41,15 +41,29 @@ log = logging.getLogger(__name__)
 _ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def resolve(source: str) -> ExportedProgram:
+def resolve(
+    source: str,
+    dims: Mapping[str, int] | None = None,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+) -> ExportedProgram:
     """The program that a command line names.
 
     Args:
-        source: path of a ``.pt2`` archive, or ``package.module:function`` as :func:`load_entry_point` takes it.
+        source: path of a ``.pt2`` archive or of an ``.onnx`` file, or ``package.module:function`` as
+            :func:`load_entry_point` takes it.
+        dims: of an ONNX file, values of its symbolic extents, as :func:`qcompiler.frontend.onnx.load_onnx` takes them.
+        shapes: of an ONNX file, extents of its inputs, instead of ``dims``.
 
     Raises:
-        FrontendError: it is neither, or cannot be read, or :func:`check` refuses it.
+        FrontendError: it is none of these, or cannot be read, or :func:`check` refuses it.
+        ConfigError: ``dims`` are given with another source, or do not fit the ONNX file.
     """
+    if source.endswith(".onnx"):
+        from qcompiler.frontend.onnx import load_onnx
+
+        return load_onnx(source, dims, shapes)
+    if dims:
+        raise ConfigError(f"dims fix the symbolic extents of ONNX files; model {source!r} has none")
     # Unlike Path.exists, this one takes names of any length, and the empty one.
     if os.path.exists(source) or source.endswith(".pt2"):
         return load_exported(Path(source))
@@ -57,7 +71,7 @@ def resolve(source: str) -> ExportedProgram:
         return load_entry_point(source)
     raise FrontendError(
         f"model {source!r} is no existing file and no entry point; give a .pt2 archive written by "
-        "torch.export.save, or package.module:function that returns (model, example_inputs)"
+        "torch.export.save, an .onnx file, or package.module:function that returns (model, example_inputs)"
     )
 
 

@@ -159,10 +159,17 @@ def _inplace_converters(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layer_name(node: fx.Node) -> str:
-    """A name for the variables of a node: its module's path, or its own name where the path is lost."""
+    """A name for the variables of a node: its module's path, or its own name where the path is lost.
+
+    A weight that its layer's module dequantizes leaves the plain name to the layer.
+    """
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values() if path]
-    return str(paths[-1]) if paths else node.name
+    name = str(paths[-1]) if paths else node.name
+    source = node.args[0] if node.args else None
+    is_constant = isinstance(source, fx.Node) and source.op == "placeholder"
+    dequantizes = node.op == "call_function" and node.target.__name__.startswith("dequantize_")  # type: ignore[union-attr]
+    return f"{name}_dequantized" if is_constant and dequantizes else name
 
 
 class _NamingBuilder:

@@ -138,7 +138,7 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
         plan = Plan.load(self.config.plan)
         plan.check(layers)
         return {
-            node: f"plan: {plan.precision(name)}"
+            node: plan.reason(name)
             for name, unit in layers.items()
             if plan.precision(name) != "int8"
             for node in unit.nodes

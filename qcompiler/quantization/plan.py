@@ -6,10 +6,11 @@
       "format_version": 1,
       "default": "int8",
       "layers": {"conv1": "fp32", "layer1.0.conv1": "int8"},
+      "reasons": {"conv1": "its input has outliers"},
       "notes": {}
     }
 
-``notes`` is for people and other programs; the compiler does not read it.
+``reasons`` are what a manifest says of layers in float. ``notes`` is for people and other programs; the compiler does not read it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Precision = Literal["int8", "fp32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Precisions that a layer can have, the fewest bits first."""
 
-_FIELDS = ("format_version", "default", "layers", "notes")
+_FIELDS = ("format_version", "default", "layers", "reasons", "notes")
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class Plan:
     Attributes:
         layers: precisions by name of the layer, such as ``layer1.0.conv1``.
         default: precision of the layers that ``layers`` does not name.
+        reasons: why layers are in float, by name.
         notes: anything that JSON holds, for people.
     """
 
     layers: Mapping[str, Precision]
     default: Precision = "int8"
+    reasons: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,8 +59,16 @@ class Plan:
                     f"plan: precision of {where} is {value!r}; allowed: {', '.join(PRECISIONS)}"
                 )
 
+        for name, reason in self.reasons.items():
+            if not isinstance(reason, str):
+                raise ConfigError(f"plan: the reason of {name} is {reason!r:.80}; it must be a text")
+
     def precision(self, layer: str) -> Precision:
         return self.layers.get(layer, self.default)
+
+    def reason(self, layer: str) -> str:
+        """Why a layer is in float."""
+        return self.reasons.get(layer, f"plan: {self.precision(layer)}")
 
     def to_json(self) -> str:
         """The text of the file; equal plans give equal texts."""
@@ -65,6 +76,7 @@ class Plan:
             "format_version": FORMAT_VERSION,
             "default": self.default,
             "layers": dict(self.layers),
+            "reasons": dict(self.reasons),
             "notes": dict(self.notes),
         }
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
@@ -93,7 +105,9 @@ class Plan:
             raise ConfigError(
                 f"{source}: format_version is {data.get('format_version')!r}; this qcompiler reads {FORMAT_VERSION}"
             )
-        objects = {"layers": data.get("layers"), "notes": data.get("notes", {})}
+        objects = {
+            "layers": data.get("layers"), "reasons": data.get("reasons", {}), "notes": data.get("notes", {}),
+        }  # fmt: skip
         for name, value in objects.items():
             if not isinstance(value, dict):
                 raise ConfigError(f"{source}: {name} must be an object, and is {value!r:.80}")
@@ -141,7 +155,7 @@ class Plan:
         Raises:
             ConfigError: a name is unknown; the message names near ones.
         """
-        for name in self.layers:
+        for name in (*self.layers, *self.reasons):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or list(known)[:5]
                 raise ConfigError(

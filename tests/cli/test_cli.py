@@ -18,6 +18,7 @@ from qcompiler.targets.registry import known
 
 COMMANDS = [
     "compile",
+    "quantize",
     "search",
     "tune",
     "run",
@@ -26,6 +27,7 @@ COMMANDS = [
     "profile",
     "verify",
     "inspect",
+    "migrate",
     "sign",
     "export",
     "targets",
@@ -108,6 +110,15 @@ def test_lists() -> None:
     for text in ("1,", "", "0", "-1", "x"):
         with pytest.raises(ConfigError, match=f"--threads is '{text}'"):
             options.integers("--threads", text)
+
+
+def test_durations() -> None:
+    assert options.seconds("--max-latency", None) is None
+    found = [options.seconds("--max-latency", text) for text in ("3ms", "250 us", "0.5s")]
+    assert found == pytest.approx([3e-3, 250e-6, 0.5])
+    for text in ("3", "", "0ms", "-1ms", "ms", "1e3ms", "3 min"):
+        with pytest.raises(ConfigError, match=f"--max-latency is '{text}'"):
+            options.seconds("--max-latency", text)
 
 
 def test_targets(qcompile: Command) -> None:

@@ -74,6 +74,9 @@ def test_a_module_of_other_rules_or_without_inputs_is_refused(
     qat.rules = QuantizationRules(operators=QuantizationRules().operators - {"mul"})
     with pytest.raises(ConfigError, match=r"rules of another target than x86-avx2.*prepare it for x86-avx2"):
         qcompiler.compile(qat, (x[:1],), target="x86-avx2", output=tmp_path / "bundle")
+    qat.rules = QuantizationRules()
+    with pytest.raises(ConfigError, match="plan and gate come too late"):
+        qcompiler.compile(qat, (x[:1],), target="x86-avx2", gate=True, output=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 

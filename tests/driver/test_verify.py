@@ -12,7 +12,7 @@ import small_bundle
 
 from qcompiler import reference
 from qcompiler.driver.bundle import REFERENCE_NAME
-from qcompiler.driver.verify import _Comparison, verify
+from qcompiler.driver.verify import Comparison, verify
 from qcompiler.errors import BundleError
 
 
@@ -55,12 +55,12 @@ def test_bundle_without_a_reference_is_refused(small_bundle_path: Path, data: Pa
 
 def test_exact_outputs_are_compared_by_their_bits() -> None:
     zeros = np.array([0.0, 1.0], np.float32)
-    comparison = _Comparison("y")
+    comparison = Comparison("y")
     comparison.add(zeros, np.array([-0.0, 1.0], np.float32), exact=True)
     result = comparison.result()
     assert (result.elements, result.differing, result.largest_difference, result.passed) == (2, 1, 0.0, False)
     nan = np.array([np.nan], np.float32)
-    comparison = _Comparison("y")
+    comparison = Comparison("y")
     comparison.add(nan, nan.copy(), exact=True)
     assert comparison.result().differing == 0
 
@@ -68,6 +68,6 @@ def test_exact_outputs_are_compared_by_their_bits() -> None:
 def test_inexact_outputs_may_differ_a_little() -> None:
     wanted = np.linspace(-1, 1, 100, dtype=np.float32)
     for noise, passed in ((1e-3, True), (0.5, False)):
-        comparison = _Comparison("y")
+        comparison = Comparison("y")
         comparison.add(wanted + np.float32(noise), wanted, exact=False)
         assert comparison.result().passed is passed

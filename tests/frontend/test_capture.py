@@ -376,7 +376,7 @@ def test_faulty_entry_points_say_what_is_wrong(package: str, rest: str, message:
 
 
 @pytest.mark.parametrize(
-    "source", ["model", "a:b:c", "model.onnx", ":f", "m:", "dir/file.py:build", "", "m" * 5000]
+    "source", ["model", "a:b:c", "model.tflite", ":f", "m:", "dir/file.py:build", "", "m" * 5000]
 )
 def test_sources_that_are_nothing_known_are_refused(source: str) -> None:
     with pytest.raises(FrontendError, match="is no existing file and no entry point"):

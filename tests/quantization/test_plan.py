@@ -36,7 +36,7 @@ def config(plan: Plan, folder: Path) -> CompileConfig:
 
 
 def test_text_and_back() -> None:
-    plan = Plan({"a.b": "fp32", "c": "int8"}, "fp32", {"why": [1, None]})
+    plan = Plan({"a.b": "fp32", "c": "int8"}, "fp32", {"a.b": "outliers"}, {"why": [1, None]})
     assert Plan.from_json(plan.to_json()) == plan
     assert (plan.precision("c"), plan.precision("other")) == ("int8", "fp32")
 
@@ -59,6 +59,7 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
         ('{"format_version": 1, "layers": {"a": "int4"}}', "precision of a is 'int4'; allowed: int8, fp32"),
         ('{"format_version": 1, "layers": {"a": ["int8"]}}', "precision of a is"),
         ('{"format_version": 1, "layers": {}, "default": "f"}', "precision of default is 'f'"),
+        ('{"format_version": 1, "layers": {}, "reasons": {"a": 1}}', "reason of a is 1; it must be a text"),
         ('{"format_version": 1, "layers": {"a": "int8", "a": "fp32"}}', "'a' stands there twice"),
     ],
 )
@@ -85,6 +86,11 @@ def test_a_float_layer_is_float_with_its_epilogue(tmp_path: Path) -> None:
     result = quantized(residual(), config(Plan({"second": "fp32"}), tmp_path))
     planned = [(f.operator, f.reason) for f in result.float_operators]
     assert planned == [("conv2d", "plan: fp32"), ("add", "plan: fp32"), ("relu", "plan: fp32")]
+
+
+def test_a_reason_is_what_the_report_says(tmp_path: Path) -> None:
+    plan = Plan({"gate": "fp32"}, reasons={"gate": "faster so"})
+    assert quantized(residual(), config(plan, tmp_path)).float_operators[0].reason == "faster so"
 
 
 def test_a_plan_of_int8_is_no_plan(tmp_path: Path) -> None:

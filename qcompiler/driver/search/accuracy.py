@@ -109,7 +109,8 @@ def sensitivities(simulation: Simulation, samples: Samples) -> dict[str, Sensiti
         right.setdefault(name, []).extend(_rights(found[0], exact[0], part, samples))
     return {
         name: Sensitivity(
-            sum(d / s if s else d for d, s in energies), -float(np.mean(right[name])) if right[name] else None
+            sum(d / s if s else d for d, s in energies),
+            0.0 - float(np.mean(right[name])) if right[name] else None,
         )
         for name, energies in noise.items()
     }

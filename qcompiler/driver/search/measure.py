@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -22,14 +21,17 @@ from torch.fx import Node
 from qcompiler import runtime
 from qcompiler.config import CompileConfig
 from qcompiler.driver.compile import Calibration, build, quantized_program
+from qcompiler.driver.machines import machine_of
 from qcompiler.driver.search.solve import Change, Choice, Costs
 from qcompiler.driver.tuning.apply import TunedScheduler
+from qcompiler.errors import SearchError
 from qcompiler.quantization.layers import LAYER
 from qcompiler.quantization.network import Network
 from qcompiler.quantization.plan import PRECISIONS, Plan, Precision
 from qcompiler.report import progress as progress_bar
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
+from qcompiler.targets.host import read_host
 
 ROUNDS = 16
 """Turns in which the bundles are profiled. The least of a kernel's times counts: what else runs only adds to it."""
@@ -87,10 +89,10 @@ class Measured:
     run: float
 
 
-def plan_of(network: Network, choice: Choice, notes: Mapping[str, object] | None = None) -> Plan:
+def plan_of(network: Network, choice: Choice) -> Plan:
     """A choice as a plan; what only moves values is not in it."""
     layers = {site.name: p for site, p in zip(network.sites, choice, strict=True) if not site.moves}
-    return Plan(layers, notes=notes or {})
+    return Plan(layers)
 
 
 def settled(network: Network, wanted: Sequence[Precision]) -> Choice:
@@ -126,6 +128,22 @@ def alternating(network: Network, first: Precision) -> Choice:
     for s, _ in enumerate(network.sites):
         depth.append(1 + max((depth[k] for k in network.origins(s)), default=-1))
     return settled(network, [first if d % 2 == 0 else other[first] for d in depth])
+
+
+def check_here(target: Target) -> None:
+    """Refuses a target whose bundles cannot run here, before minutes of work rather than after.
+
+    Raises:
+        SearchError: the machine is of another architecture, or lacks features.
+    """
+    host = read_host()
+    missing = [feature for feature in target.required_features if feature not in host.features]
+    if host.machine != machine_of(target.family).name or missing:
+        lack = f"it lacks {missing[0]}" if missing else f"this is {host.machine}"
+        raise SearchError(
+            f"layers are measured on the target, and {target.name} cannot run on this machine ({lack}); do it on such a "
+            "machine, or for --target native"
+        )
 
 
 def measure_costs(
@@ -191,7 +209,8 @@ def costs_of(
     """Costs from the times of bundles, of which the first is all in integers and the second all in float.
 
     A site's time is that in the bundle of one precision. Where a neighbour has another precision, its kernel may
-    convert on the way; what it then takes longer is a cost of the tensors that it reads.
+    convert on the way; what it then takes longer is a cost of the tensors that it reads. What a run takes besides its
+    kernels is the least of all bundles: they have nothing but kernels to differ in.
     """
     integer, floating = measured[0].sites, measured[1].sites
     seconds: list[dict[Precision, float]] = [
@@ -213,7 +232,7 @@ def costs_of(
     for t, _ in enumerate(network.tensors):
         changes.append({change: float(np.mean(found)) for (k, change), found in samples.items() if k == t})
     rest = [m.run - sum(m.sites.values()) - sum(m.borders.values()) for m in measured]
-    return Costs(tuple(seconds), tuple(noise), tuple(changes), max(0.0, median(rest)))
+    return Costs(tuple(seconds), tuple(noise), tuple(changes), max(0.0, min(rest)))
 
 
 def changes_of(network: Network, choice: Choice) -> list[Change | None]:

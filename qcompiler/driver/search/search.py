@@ -13,16 +13,15 @@ from torch.export import ExportedProgram
 
 from qcompiler import runtime
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import build, program_of, quantized_program
+from qcompiler.driver.compile import batches_of, build, program_of, quantized_program
 from qcompiler.driver.data import Samples, read_samples
 from qcompiler.driver.run import run_all
 from qcompiler.driver.search.accuracy import Criterion, Judge, Sensitivity, decibels, sensitivities
-from qcompiler.driver.search.measure import Compiler, lower_quartile, measure_costs, plan_of
+from qcompiler.driver.search.measure import Compiler, check_here, lower_quartile, measure_costs, plan_of
 from qcompiler.driver.search.solve import Costs, Solution, cleanest, front
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
 from qcompiler.errors import ConfigError, SearchError
 from qcompiler.frontend import capture
-from qcompiler.quantization import calibration as calibrations
 from qcompiler.quantization.mixed import Simulation
 from qcompiler.quantization.network import Network
 from qcompiler.quantization.plan import Plan, Precision
@@ -31,7 +30,6 @@ from qcompiler.report import milliseconds, percent
 from qcompiler.report import progress as progress_bar
 from qcompiler.runtime import TensorSpec
 from qcompiler.targets import registry
-from qcompiler.targets.host import read_host
 
 log = logging.getLogger(__name__)
 
@@ -196,14 +194,14 @@ def search(
         SearchError: no plan keeps the promises; the message says how near the best one came.
         QCompilerError: the model or data cannot be used.
     """
-    if config.plan is not None:
-        raise ConfigError("a search makes a plan and takes none; leave the plan out")
+    if config.plan is not None or config.gate:
+        raise ConfigError("a search makes a plan itself; leave plan and gate out")
     target = registry.resolve(config.target)
-    _check_here(target.name, target.family, target.required_features)
-    program = program_of(model, None)
+    check_here(target)
+    program = program_of(model, None, config)
     if capture.is_quantized(program):
         raise ConfigError(f"model {model} is quantized already; a search needs the float model")
-    batches = calibrations.load_npz(calibration, capture.user_inputs(program))
+    batches = batches_of(program, calibration)
     simulation = Simulation(calibrate(program, target.rules, batches, config))
     if not simulation.layers:
         raise SearchError(f"model {model} has no layer with an integer kernel; there is nothing to search")
@@ -304,19 +302,6 @@ def _within(drop: float | None, max_drop: float | None) -> bool:
     return max_drop is None or (drop is not None and 100 * drop <= max_drop + 1e-9)
 
 
-def _check_here(name: str, family: str, features: tuple[str, ...]) -> None:
-    """Refuses a target whose bundles cannot run here, before hours of work rather than after."""
-    host = read_host()
-    machines = {"x86": "x86_64", "arm": "aarch64"}
-    missing = [feature for feature in features if feature not in host.features]
-    if host.machine != machines.get(family) or missing:
-        raise SearchError(
-            f"a search measures on the target, and {name} is not this machine's "
-            f"({f'it lacks {missing[0]}' if missing else f'this is {host.machine}'}); search on such a machine, "
-            "or for --target native"
-        )
-
-
 def _samples(program: ExportedProgram, data: Path | None, calibration: Path, limit: int | None) -> Samples:
     specs = [
         TensorSpec(info.name, info.shape, str(info.dtype).removeprefix("torch."))
@@ -400,7 +385,7 @@ def _plan(network: Network, solution: Solution, attempt: Attempt, target: str, t
         "promised": figures(attempt.promised.seconds, attempt.promised.drop),
         "measured": figures(attempt.seconds, attempt.drop),
     }
-    return plan_of(network, solution.choice, notes)
+    return replace(plan_of(network, solution.choice), notes=notes)
 
 
 def _layer_costs(

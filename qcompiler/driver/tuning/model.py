@@ -60,7 +60,7 @@ def tune_model(
     folder = folder if tuning.log is not None and not _holds_logs(folder) else folder / target.name
     tvm_target = registry.to_tvm(target, cores=1)
     writer = LogWriter(folder, Key.of(target, threads), tvm_target)
-    program = driver.program_of(model, example_inputs)
+    program = driver.program_of(model, example_inputs, config)
     quantized, _ = driver.quantized_program(program, target, config, calibration)
     dump = pipeline.Dump(config.dump_ir)
     integer = pipeline.to_integer(import_program(quantized), dump)
