@@ -86,6 +86,7 @@ def command(
                 ],
             ),
             *filter(None, [describe_zeros(manifest.layers, manifest.target_name)]),
+            *([report.optimizations(manifest.optimizations)] if manifest.optimizations else []),
             report.table(
                 "Left in float",
                 ["operator", "place", "reason"],

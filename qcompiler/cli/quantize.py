@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Json, ProgressOption, Traceback, emit_json, guarded
-from qcompiler.config import CompileConfig, Observer
+from qcompiler.cli.options import (
+    CalibrationMethodOption,
+    EffortOption,
+    Json,
+    KeepFloatOption,
+    ProgressOption,
+    Traceback,
+    emit_json,
+    guarded,
+)
+from qcompiler.config import CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -25,15 +34,9 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip whose quantization rules count; those of all known ones are the same.")
     ] = _DEFAULTS.target,
-    observer: Annotated[
-        str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
-    ] = _DEFAULTS.observer,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
-        ),
-    ] = None,
+    effort: EffortOption = _DEFAULTS.effort,
+    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    keep_float: KeepFloatOption = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="JSON file with a precision for each layer.", show_default=False),
@@ -46,7 +49,8 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
-            observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
+            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
             keep_float=tuple(keep_float or ()),
             plan=plan,
             progress=progress,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from qcompiler._version import __version__
 from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
+from qcompiler.driver.gpu import build as gpu
+from qcompiler.driver.gpu import embed
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions
@@ -34,8 +38,8 @@ from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
+from qcompiler.quantization import Effect, Quantized, quantize_measured, respell
 from qcompiler.quantization import calibration as calibrations
-from qcompiler.quantization import quantize, respell
 from qcompiler.quantization.training import QATModule
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
@@ -44,12 +48,13 @@ from qcompiler.runtime.manifest import (
     FloatRecord,
     LayerRecord,
     Manifest,
+    OptimizationRecord,
     TargetNeeds,
     TensorSpec,
     Versions,
 )
 from qcompiler.targets import registry
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +115,8 @@ def compile_model(
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     if isinstance(model, QATModule):
-        quantized, refused = trained_program(model, example_inputs, target, config, calibration)
-        return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
+        trained, refused = trained_program(model, example_inputs, target, config, calibration)
+        return build(trained, refused, target, tvm_target, scheduler, config, Path(output)).result
     program = program_of(model, example_inputs, config)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         if config.gate:
@@ -119,8 +124,11 @@ def compile_model(
 
             plan = Path(folder) / "plan.json"
             config, calibration = gated(program, target, scheduler, config, calibration, plan)
-        quantized, refused = quantized_program(program, target, config, calibration)
-    return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
+        quantized = optimized_program(program, target, config, calibration)
+    refused, effects = _float_records(quantized), quantized.effects
+    return build(
+        quantized.program, refused, target, tvm_target, scheduler, config, Path(output), effects
+    ).result
 
 
 def program_of(
@@ -149,6 +157,19 @@ def program_of(
 def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
+    """The program and the float operators of :func:`optimized_program`."""
+    quantized = optimized_program(program, target, config, calibration)
+    return quantized.program, _float_records(quantized)
+
+
+def _float_records(quantized: Quantized) -> list[FloatRecord]:
+    return [FloatRecord(f.operator, f.place, f.reason) for f in quantized.float_operators]
+
+
+def optimized_program(
+    program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
+) -> Quantized:
+    """Step 2: the program in PT2E form, what stays in float, and what the optimizations gained."""
     if capture.is_quantized(program):
         if config.plan is not None:
             raise ConfigError(
@@ -159,9 +180,8 @@ def quantized_program(
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
-        return respell(program), []
-    quantized, floats = quantize(program, target.rules, batches_of(program, calibration), config)
-    return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+        return Quantized(respell(program), [])
+    return quantize_measured(program, target.rules, batches_of(program, calibration), config)
 
 
 def trained_program(
@@ -189,7 +209,7 @@ def trained_program(
     return program, [FloatRecord(f.operator, f.place, f.reason) for f in model.float_operators]
 
 
-def batches_of(program: ExportedProgram, calibration: Calibration) -> list[tuple[torch.Tensor, ...]]:
+def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calibrations.Batch]:
     """Calibration data as checked batches of the program's own shapes.
 
     Raises:
@@ -213,6 +233,7 @@ def build(
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
+    effects: Iterable[Effect] = (),
 ) -> Built:
     """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
@@ -222,6 +243,7 @@ def build(
         _inputs(program, integer.module),
         _outputs(program, integer.module),
         float_operators(integer.module, integer.notes, refused),
+        tuple(map(_optimization, effects)),
     )
     return build_integer(model, target, tvm_target, scheduler, config, output, dump)
 
@@ -235,12 +257,14 @@ class IntegerModel:
         inputs: its inputs by the user's names.
         outputs: its outputs.
         float_operators: what stayed in float, and why.
+        optimizations: what was tried to lower the error of quantization.
     """
 
     module: tvm.IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     float_operators: tuple[FloatRecord, ...]
+    optimizations: tuple[OptimizationRecord, ...] = ()
 
 
 def build_integer(
@@ -262,8 +286,7 @@ def build_integer(
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
-        _code(machine, tvm_target, library)
-        counts = count_instructions(library)
+        counts = _code(machine, target, tvm_target, library)
         manifest = Manifest(
             inputs=model.inputs,
             outputs=model.outputs,
@@ -279,10 +302,11 @@ def build_integer(
             layers=tuple(_record(layer, counts, zeros.get(layer.name)) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=model.float_operators,
+            optimizations=model.optimizations,
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
-                if t.family == target.family
+                if t.family == target.family and t.required_features
             ),
         )
         extra: dict[str, Path | bytes] = {}
@@ -304,13 +328,26 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def _code(module: tvm.IRModule, tvm_target: tvm.target.Target, library: Path) -> None:
+def _code(
+    module: tvm.IRModule, target: Target, tvm_target: tvm.target.Target, library: Path
+) -> dict[str, Counter[str]]:
+    """Writes the library; how often each instruction stands in each of its kernels."""
     try:
-        executable = relax.build(module, tvm_target, relax_pipeline=None)
+        with embed.source_only():
+            executable = relax.build(module, tvm_target, relax_pipeline=None)
+        if isinstance(target, GpuTarget):
+            return gpu.build_library(executable, target, library)
         executable.export_library(str(library), fcompile=link_shared)
+        return count_instructions(library)
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises
         fault = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise BuildError(f"code generation failed: {fault}; report this as a bug") from error
+
+
+def _optimization(effect: Effect) -> OptimizationRecord:
+    """An effect as the manifest has it; outputs without noise have no ratio in JSON."""
+    before, after = (db if math.isfinite(db) else None for db in (effect.before_db, effect.after_db))
+    return OptimizationRecord(effect.name, before, after, effect.kept, effect.changed, effect.refused)
 
 
 def _record(layer: Layer, counts: dict[str, Any], zeros: float | None) -> LayerRecord:

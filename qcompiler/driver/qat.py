@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.export import ExportedProgram
 
-from qcompiler.config import CompileConfig
+from qcompiler.config import EFFORTS, CompileConfig
 from qcompiler.driver.compile import Calibration, Model, batches_of, program_of
+from qcompiler.errors import ConfigError
 from qcompiler.frontend import capture
 from qcompiler.quantization.training import QATModule, prepare_training
 from qcompiler.targets import registry
@@ -25,6 +28,15 @@ def prepare_qat(
     Raises:
         QCompilerError: the class says what kind of fault, the message what to do.
     """
+    if replace(config.methods, calibration_method="minmax") != EFFORTS["fast"]:
+        raise ConfigError(
+            "effort and its optimizations are for quantization after training; training takes their place: leave them out"
+        )
+    if config.methods.calibration_method == "auto":
+        raise ConfigError(
+            "calibration_method 'auto' compares networks that are not trained; prepare_qat takes the others: minmax, "
+            "moving-average, percentile, mse, entropy"
+        )
     target = registry.resolve(config.target)
     program = program_of(model, example_inputs, config)
     batches = None if calibration is None else batches_of(program, calibration)

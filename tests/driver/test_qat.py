@@ -84,5 +84,9 @@ def test_options_are_those_of_compile(digits: tuple[torch.Tensor, torch.Tensor])
     x = digits[0][:1]
     qat = qcompiler.prepare_qat(DigitNet().eval(), (x,), "arm-dotprod", skip_last=True)
     assert [(f.operator, f.reason) for f in qat.float_operators] == [("linear", "skip_last")]
+    with pytest.raises(ConfigError, match="training takes their place"):
+        qcompiler.prepare_qat(DigitNet().eval(), (x,), effort="max")
+    with pytest.raises(ConfigError, match="calibration_method 'auto' compares networks"):
+        qcompiler.prepare_qat(DigitNet().eval(), (x,), calibration_method="auto")
     with pytest.raises(ConfigError, match="unknown option 'nothing'; known: target, "):
         qcompiler.prepare_qat(DigitNet().eval(), (x,), nothing=1)

@@ -71,7 +71,7 @@ def prepare_training(
     prepared = prepare_pt2e(model, quantizer)
     _name_places(prepared)
     if batches is not None:
-        _calibrate(prepared, batches, config)
+        _first_ranges(prepared, batches, config)
     _Layers(prepared, model, quantizer, learned_scales).replace()
     if uses:
         free_batch(prepared, uses)
@@ -125,13 +125,13 @@ def _name_places(prepared: GraphModule) -> None:
             module.place = f"{operator_name(source)} at {place(source)}" if named else source.name
 
 
-def _calibrate(
+def _first_ranges(
     prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]], config: CompileConfig
 ) -> None:
     for module in _fake_quantizations(prepared):
         module.calibrating = True
     with torch.no_grad():
-        observe(prepared, batches, config)
+        observe(prepared, list(batches), config)
     for module in _fake_quantizations(prepared):
         module.end_calibration()
 
