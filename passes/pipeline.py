@@ -13,6 +13,7 @@ import tvm
 from tvm import relax
 
 from qcompiler.passes import verify
+from qcompiler.passes.bind_threads import BindThreads
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.expose_padding import ExposePadding
 from qcompiler.passes.graph import bindings, op_name
@@ -24,7 +25,7 @@ from qcompiler.passes.schedule_float import ScheduleFloat
 from qcompiler.passes.store_signed import StoreSigned
 from qcompiler.passes.trace_fusion import TraceFusion
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 from qcompiler.targets.borders import Borders
 from qcompiler.targets.workload import Scheduler, default_schedule
 
@@ -142,7 +143,7 @@ def to_physical(
             [
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
-                ScheduleFloat(target.vector_bits),
+                BindThreads() if isinstance(target, GpuTarget) else ScheduleFloat(target.vector_bits),
             ],
             module,
             dump,

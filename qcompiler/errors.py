@@ -15,6 +15,7 @@ QCompilerError
 ├── SearchError         no plan of precisions keeps the promises that were asked for
 ├── BundleError         a bundle is missing files, damaged, or of another format
 │   ├── CpuError        the bundle needs CPU features that this machine lacks
+│   ├── GpuError        the bundle needs a GPU that this machine lacks
 │   └── SignatureError  a required signature is missing or wrong
 ├── InputError          inputs of a run have the wrong names, shapes, or dtypes
 └── VerificationError   outputs differ from the reference
@@ -81,6 +82,10 @@ class BundleError(QCompilerError):
 
 class CpuError(BundleError):
     """A bundle needs CPU features that this machine lacks."""
+
+
+class GpuError(BundleError):
+    """A bundle needs a GPU, or one that can do more, or its driver."""
 
 
 class SignatureError(BundleError):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from qcompiler.errors import TargetError
 
-DotProduct = Literal["vpdpbusd", "vpmaddwd", "smull", "sdot", "smmla"]
+DotProduct = Literal["vpdpbusd", "vpmaddwd", "smull", "sdot", "smmla", "mma.sync"]
 """Instruction that multiplies and accumulates 8-bit integers into 32 bits, under the vendor's name."""
 
 
@@ -105,3 +105,34 @@ class Target:
     def int32_lanes(self) -> int:
         """32-bit lanes of one vector register."""
         return self.vector_bits // 32
+
+
+@dataclass(frozen=True)
+class GpuTarget(Target):
+    """A GPU beside an x86-64 processor; what a description of a processor says is said of its parts.
+
+    ``mcpu`` is the host's processor. ``vector_bits`` is the widest access of a thread, ``vector_registers`` how many
+    32-bit registers it can have, ``macs_per_cycle`` the peak of one multiprocessor, ``l1_bytes`` its memory for the
+    first-level cache and shared memory together, and ``l2_bytes`` the chip's second-level cache.
+
+    Attributes:
+        architectures: that machine code is made for, ascending, as ``sm_80``; for later ones there is PTX of the last.
+        multiprocessors: of the chip that kernels are cut for.
+        shared_bytes: shared memory that a block may have.
+        block_threads: threads that a block may have.
+    """
+
+    architectures: tuple[str, ...] = ()
+    multiprocessors: int = 1
+    shared_bytes: int = 48 * 1024
+    block_threads: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.architectures or list(self.architectures) != sorted(set(self.architectures)):
+            raise TargetError(
+                f"target {self.name}: architectures are {self.architectures}; give at least one, ascending, as sm_80"
+            )
+        for name in ("multiprocessors", "shared_bytes", "block_threads"):
+            if getattr(self, name) <= 0:
+                raise TargetError(f"target {self.name}: {name} is {getattr(self, name)}; it must be positive")

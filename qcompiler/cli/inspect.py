@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qcompiler.cli.options import Bundle, Json, RequireSignature, Traceback, emit_json, guarded, shape
 
 
@@ -33,6 +35,7 @@ def command(
                     "made with": ", ".join(
                         f"{name} {getattr(versions, name)}" for name in ("qcompiler", "tvm", "torch")
                     ),
+                    "GPU code": _gpu_code(manifest.architectures),
                     "size": report.size(sum(bytes_of.values())),
                     "schedules": report.schedules(
                         [layer.schedule for layer in manifest.layers], manifest.tuned_threads
@@ -101,3 +104,11 @@ def command(
             ),
         ]
         report.show(*parts)
+
+
+def _gpu_code(architectures: Sequence[str]) -> str:
+    """What a GPU can run of a bundle."""
+    if not architectures:
+        return "-"
+    virtual = architectures[-1].replace("sm_", "compute_")
+    return f"machine code for {', '.join(architectures)}; PTX of {virtual} for later ones"

@@ -150,6 +150,8 @@ def _peak(manifest: Manifest, threads: int) -> tuple[float, str]:
     from qcompiler.driver.clock import clock_hertz
     from qcompiler.targets.registry import resolve
 
+    if manifest.architectures:
+        raise ConfigError("the clock of a GPU is not measured; give the peak of the whole chip: --peak GMACS")
     per_cycle = int(_field(manifest.target, "macs_per_cycle"))
     instruction = _field(manifest.target, "instruction")
     hertz = clock_hertz(resolve("native"))

@@ -9,8 +9,10 @@ from qcompiler import runtime
 from qcompiler.driver.machine_code.estimate import estimate
 from qcompiler.driver.machine_code.library import kernel_functions
 from qcompiler.driver.machine_code.loops import inner_loop
+from qcompiler.errors import TargetError
 from qcompiler.runtime.manifest import LIBRARY_NAME
 from qcompiler.targets import registry
+from qcompiler.targets.base import GpuTarget
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,14 @@ def static_profile(bundle: Path, *, require_signature: Path | None = None) -> St
     Raises:
         BundleError: the bundle is damaged.
         BuildError: its library cannot be disassembled.
-        TargetError: its target is not known here.
+        TargetError: its target is not known here, or is a GPU.
     """
     manifest = runtime.verify(bundle, require_signature=require_signature)
     target = registry.resolve(manifest.target_name)
+    if isinstance(target, GpuTarget):
+        raise TargetError(
+            f"target {target.name}: loops of GPU code are not estimated; 'qcompile inspect' counts its instructions"
+        )
     library = bundle / LIBRARY_NAME
     kernels = kernel_functions(library)
     found: dict[str, StaticRow | None] = {}

@@ -22,7 +22,6 @@ from qcompiler.targets.cpu.lowering import (
     conv_shape,
     dims,
     shape_of_output,
-    spatial,
     value,
 )
 from qcompiler.targets.cpu.shapes import ConvShape, Kernel, ceil_div, unscheduled
@@ -252,7 +251,7 @@ def lower_lut(call: relax.Call, target: Target) -> Lowered:
             list(call.args),
             with_border=lambda border: tables.table_lookup(shape, border),
         )
-    return spatial(elementwise.lut(dims(call.args[0])), call, list(call.args), target, element_bytes=1)
+    return SHARED.spatial(elementwise.lut(dims(call.args[0])), call, list(call.args), target, element_bytes=1)
 
 
 def reads_padded(call: relax.Call, target: Target) -> bool:
