@@ -30,6 +30,7 @@ from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
+from qcompiler.driver.zeros import zero_shares
 from qcompiler.errors import BuildError, CalibrationError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
@@ -39,6 +40,7 @@ from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
 from qcompiler.quantization import Effect, Quantized, quantize_measured, respell
 from qcompiler.quantization import calibration as calibrations
+from qcompiler.quantization.training import QATModule
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
 from qcompiler.runtime.manifest import (
@@ -97,8 +99,8 @@ def compile_model(
     """Compiles a model into a bundle.
 
     Args:
-        model: a module (with ``example_inputs``), an exported program, the path of a ``.pt2`` archive or of an
-            ``.onnx`` file, or ``package.module:function`` that returns a module and its example inputs.
+        model: a module (with ``example_inputs``; one of ``prepare_qat`` is compiled as it was trained), an exported
+            program, the path of a ``.pt2`` archive or of an ``.onnx`` file, or ``package.module:function`` that returns a module and its example inputs.
         config: the options.
         calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
             input, or an iterable of batches. Not needed for a model that is quantized already.
@@ -112,6 +114,9 @@ def compile_model(
     target = registry.resolve(config.target)
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
+    if isinstance(model, QATModule):
+        trained, refused = trained_program(model, example_inputs, target, config, calibration)
+        return build(trained, refused, target, tvm_target, scheduler, config, Path(output)).result
     program = program_of(model, example_inputs, config)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         if config.gate:
@@ -177,6 +182,31 @@ def optimized_program(
             )
         return Quantized(respell(program), [])
     return quantize_measured(program, target.rules, batches_of(program, calibration), config)
+
+
+def trained_program(
+    model: QATModule,
+    example_inputs: tuple[torch.Tensor, ...] | None,
+    target: Target,
+    config: CompileConfig,
+    calibration: Calibration,
+) -> tuple[ExportedProgram, list[FloatRecord]]:
+    """The quantized program of a module that :func:`qcompiler.prepare_qat` made."""
+    if example_inputs is None:
+        raise ConfigError("a module needs example_inputs: a tuple of tensors of the shapes to compile for")
+    if model.rules != target.rules:
+        raise ConfigError(
+            f"the module was prepared by the rules of another target than {target.name}, and trained for their "
+            f"arithmetic; prepare it for {target.name}"
+        )
+    if config.plan is not None or config.gate:
+        raise ConfigError(
+            "a trained module is compiled as it was trained, so plan and gate come too late; give the plan to prepare_qat"
+        )
+    if calibration is not None:
+        log.warning("the module was trained with its own ranges; calibration data is not used")
+    program = capture.check(model.program(example_inputs))
+    return program, [FloatRecord(f.operator, f.place, f.reason) for f in model.float_operators]
 
 
 def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calibrations.Batch]:
@@ -251,6 +281,7 @@ def build_integer(
         model.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
+    zeros = zero_shares(model.module)
     lift = LiftConstants()
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
@@ -268,7 +299,7 @@ def build_integer(
                 torch.__version__,
                 platform.python_version(),
             ),
-            layers=tuple(_record(layer, counts) for layer in physical.layers),
+            layers=tuple(_record(layer, counts, zeros.get(layer.name)) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=model.float_operators,
             optimizations=model.optimizations,
@@ -319,7 +350,7 @@ def _optimization(effect: Effect) -> OptimizationRecord:
     return OptimizationRecord(effect.name, before, after, effect.kept, effect.changed, effect.refused)
 
 
-def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
+def _record(layer: Layer, counts: dict[str, Any], zeros: float | None) -> LayerRecord:
     """A layer's certificate: its accumulator's bound, and its instruction counted in the library."""
     count = counts.get(layer.kernel, {}).get(layer.instruction, 0) if layer.instruction else 0
     if layer.instruction and not count:
@@ -330,7 +361,7 @@ def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
     return LayerRecord(
         name=layer.name, operator=layer.operator, dtype=layer.dtype, output_shape=layer.shape, macs=layer.macs,
         accumulator_bound=layer.accumulator_bound, instruction=layer.instruction, instruction_count=count,
-        reason=layer.reason, function=layer.kernel, schedule=layer.schedule,
+        reason=layer.reason, function=layer.kernel, schedule=layer.schedule, zero_weights=zeros,
     )  # fmt: skip
 
 

@@ -115,6 +115,7 @@ class LayerRecord:
         function: name of its kernel in the library; empty where it has none of its own.
         schedule: where its kernel's schedule comes from: ``tuned``, ``transferred`` from a similar kernel's, or
             ``default``; None for a kernel with one schedule only.
+        zero_weights: share of its int8 weights that are zero, which no kernel skips; None where it has no weights.
     """
 
     name: str
@@ -128,6 +129,7 @@ class LayerRecord:
     reason: str | None = None
     function: str = ""
     schedule: str | None = None
+    zero_weights: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("macs", "instruction_count"):

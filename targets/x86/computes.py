@@ -6,12 +6,12 @@ schedules hold on to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
+from qcompiler.targets.cpu import epilogue as epilogues
 from qcompiler.targets.cpu.channels import ChannelBlocks
 from qcompiler.targets.cpu.shapes import ConvShape, Kernel, ceil_div
 
@@ -128,49 +128,8 @@ def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_
     return te.compute((n, h + top + bottom, full, channels), element, name="pad")
 
 
-@dataclass(frozen=True)
-class Epilogue:
-    """What happens to an accumulator.
-
-    Attributes:
-        requantization: to u8, or None for a float32 result.
-        residual_shift: the residual's shift, or None without a residual.
-    """
-
-    requantization: Requantization | None
-    residual_shift: int | None
-
-    def arguments(self, blocks: int, lanes: int, output: Sequence[int]) -> list[te.Tensor]:
-        """Placeholders: bias, multiplier, and with a residual the residual, its multiplier and its offset."""
-        args = [
-            te.placeholder((blocks, lanes), "int32", name="bias"),
-            te.placeholder((blocks, lanes), "float32", name="multiplier"),
-        ]
-        if self.residual_shift is not None:
-            args.append(te.placeholder(tuple(output), "uint8", name="residual"))
-            args.append(te.placeholder((blocks, lanes), "int32", name="residual_multiplier"))
-            args.append(te.placeholder((blocks, lanes), "int32", name="residual_offset"))
-        return args
-
-    def __call__(
-        self,
-        accumulator: Expr,
-        block: Expr,
-        lane: Expr,
-        args: Sequence[te.Tensor],
-        residual: Expr | None,
-    ) -> Expr:
-        value = accumulator + args[0][block, lane]
-        if self.residual_shift is not None:
-            assert residual is not None
-            share = i32(residual) * args[3][block, lane] + args[4][block, lane]
-            value = value + (share >> self.residual_shift if self.residual_shift else share)
-        scaled = value.astype("float32") * args[1][block, lane]
-        return scaled if self.requantization is None else self.requantization(scaled)
-
-    @property
-    def dtype(self) -> str:
-        return "float32" if self.requantization is None else "uint8"
+Epilogue = epilogues.Epilogue[Requantization]
+"""What happens to an accumulator."""
 
 
 def conv2d(
