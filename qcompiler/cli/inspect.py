@@ -65,7 +65,7 @@ def command(
                 [
                     "name",
                     "operator",
-                    "dtype",
+                    "arithmetic",
                     "output",
                     ">MMAC",
                     ">accumulator up to",
@@ -77,7 +77,7 @@ def command(
                     (
                         layer.name,
                         layer.operator,
-                        layer.dtype,
+                        layer.arithmetic or layer.dtype,
                         shape(layer.output_shape),
                         f"{layer.macs / 1e6:.2f}" if layer.macs else "-",
                         "-" if layer.accumulator_bound is None else f"{layer.accumulator_bound:,}",

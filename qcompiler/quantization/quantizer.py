@@ -18,10 +18,10 @@ from qcompiler.quantization.calibration import Batch, track
 from qcompiler.quantization.canonical import canonicalize
 from qcompiler.quantization.choose_ranges import choose_ranges
 from qcompiler.quantization.layers import LAYER
-from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES, computes_float, operator_name
 from qcompiler.quantization.optimize.apply import optimize
 from qcompiler.quantization.optimize.effects import Effect
-from qcompiler.quantization.places import FloatOperator, place
+from qcompiler.quantization.places import FloatOperator, kept_float, place
 from qcompiler.quantization.simulation import Simulation
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
@@ -162,6 +162,23 @@ def respell(ep: ExportedProgram) -> ExportedProgram:
         respelled = torch.export.export(model, examples)
     _copy_places(model, respelled)
     return respelled
+
+
+def leave_float(ep: ExportedProgram, config: CompileConfig) -> Quantized:
+    """A program of which nothing is quantized, as :func:`respell` spells it, and its float operators.
+
+    Args:
+        ep: a float program.
+        config: the precisions.
+
+    Raises:
+        QuantizationError: ``layer_precision`` or ``keep_float`` names what the model does not have.
+    """
+    program = respell(ep)
+    nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+    reasons = kept_float(nodes, config)
+    floats = [FloatOperator(operator_name(n), place(n), reasons[n]) for n in nodes if computes_float(n)]
+    return Quantized(program, floats)
 
 
 def canonical_graph(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:

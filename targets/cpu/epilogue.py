@@ -28,6 +28,11 @@ class Epilogue(Generic[R]):
     residual_shift: int | None
     storage: Storage = UNSIGNED
 
+    @property
+    def residual(self) -> int | None:
+        """Position of the residual among the arguments."""
+        return None if self.residual_shift is None else 2
+
     def arguments(self, blocks: int, lanes: int, output: Sequence[int]) -> list[te.Tensor]:
         """Placeholders: bias, multiplier, and with a residual the residual, its multiplier and its offset."""
         args = [
