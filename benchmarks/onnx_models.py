@@ -92,7 +92,8 @@ def run_peer(path: Path, images: Array, level: Any) -> Array:
     options.graph_optimization_level = level
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"x": image[None]})[0] for image in images])
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
 
 
 def agreement(found: Array, wanted: Array, step: float | None) -> dict[str, float]:

@@ -14,6 +14,7 @@ from qcompiler.cli import (
     demo,
     evaluate,
     export,
+    export_onnx,
     inspect,
     logs,
     migrate,
@@ -37,9 +38,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    compile, quantize, search, tune, run, evaluate, bench, profile, verify, inspect, migrate, sign, export, targets, demo,
+    compile, quantize, search, tune, run, evaluate, bench, profile, verify, inspect, migrate, sign, export, export_onnx,
+    targets, demo,
 ):  # fmt: skip
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 app.add_typer(logs.app, name="logs")
 
 

@@ -43,6 +43,10 @@ def command(
     averaging_constant: Annotated[
         float, typer.Option(help="For 'moving-average': weight of the newest batch.")
     ] = _DEFAULTS.averaging_constant,
+    symmetric_activations: Annotated[
+        bool,
+        typer.Option(help="Quantize activations with the zero point in the middle, as TensorRT needs it."),
+    ] = _DEFAULTS.symmetric_activations,
     skip_first: Annotated[
         bool, typer.Option(help="Leave the first convolution or linear layer in float.")
     ] = _DEFAULTS.skip_first,
@@ -92,6 +96,7 @@ def command(
             observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
             percentile=percentile,
             averaging_constant=averaging_constant,
+            symmetric_activations=symmetric_activations,
             skip_first=skip_first,
             skip_last=skip_last,
             keep_float=tuple(keep_float or ()),
