@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from qcompiler.errors import ConfigError
 
-Observer = Literal["minmax", "moving-average", "percentile", "mse"]
+CalibrationMethod = Literal["minmax", "moving-average", "percentile", "mse", "entropy", "auto"]
+BiasCorrection = Literal["off", "fast", "empirical"]
+Effort = Literal["fast", "balanced", "max"]
+
+
+@dataclass(frozen=True)
+class Methods:
+    """How a model is quantized: what an effort chooses, and each option of its own overrides.
+
+    Attributes:
+        calibration_method: how activation ranges are found.
+        equalize: cross-layer equalization.
+        smooth: SmoothQuant for linear layers behind layer norms.
+        adaptive_rounding: weights rounded such that the layers' outputs change least.
+        bias_correction: from measured means (``empirical``) or batch norms' statistics (``fast``).
+    """
+
+    calibration_method: CalibrationMethod = "minmax"
+    equalize: bool = False
+    smooth: bool = False
+    adaptive_rounding: bool = False
+    bias_correction: BiasCorrection = "off"
+
+
+EFFORTS: dict[Effort, Methods] = {
+    "fast": Methods(),
+    "balanced": Methods(calibration_method="auto", bias_correction="empirical"),
+    "max": Methods("auto", equalize=True, smooth=True, adaptive_rounding=True, bias_correction="empirical"),
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +45,13 @@ class CompileConfig:
 
     Attributes:
         target: name of a target description, or ``native`` for the CPU this runs on.
-        observer: how activation ranges are found in the calibration data.
+        effort: what is done to keep the accuracy; chooses the following five where they are None.
+        calibration_method: how activation ranges are found in the calibration data; ``auto`` is the best of the others
+            for each tensor, by the error that its quantization causes in the layers that read it.
+        equalize: give the channels between two layers ranges alike, by scaling their weights.
+        smooth: move ranges from the inputs of linear layers into their weights (SmoothQuant).
+        adaptive_rounding: round weights such that the layers' outputs change least.
+        bias_correction: take the mean error of layers back, measured (``empirical``) or from batch norms (``fast``).
         percentile: for ``percentile``, the share of values inside the range, in percent, in (50, 100].
         averaging_constant: for ``moving-average``, the weight of the newest batch, in (0, 1].
         symmetric_activations: quantize activations with the zero point in the middle, 128, as TensorRT needs it; it costs
@@ -37,7 +71,12 @@ class CompileConfig:
     """
 
     target: str = "native"
-    observer: Observer = "minmax"
+    effort: Effort = "fast"
+    calibration_method: CalibrationMethod | None = None
+    equalize: bool | None = None
+    smooth: bool | None = None
+    adaptive_rounding: bool | None = None
+    bias_correction: BiasCorrection | None = None
     percentile: float = 99.99
     averaging_constant: float = 0.01
     symmetric_activations: bool = False
@@ -54,8 +93,12 @@ class CompileConfig:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.observer not in get_args(Observer):
-            raise ConfigError(f"unknown observer {self.observer!r}; known: {', '.join(get_args(Observer))}")
+        for name, kind in (
+            ("effort", Effort), ("calibration_method", CalibrationMethod), ("bias_correction", BiasCorrection),
+        ):  # fmt: skip
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known and (value is not None or name == "effort"):
+                raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         if not 50.0 < self.percentile <= 100.0:
             raise ConfigError(f"percentile is {self.percentile}; it must be above 50 and at most 100")
         if not 0.0 < self.averaging_constant <= 1.0:
@@ -75,6 +118,12 @@ class CompileConfig:
     def dims(self) -> dict[str, int]:
         """The values that ``dim`` gives, by name."""
         return {name: int(extent) for name, _, extent in (text.rpartition("=") for text in self.dim)}
+
+    @property
+    def methods(self) -> Methods:
+        """How the model is quantized: what ``effort`` chooses, with the options that are given."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(Methods)}
+        return replace(EFFORTS[self.effort], **{k: v for k, v in chosen.items() if v is not None})
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import warnings
 import typer
 
 from qcompiler.cli import (
+    analyze,
     bench,
     compile,
     demo,
@@ -38,8 +39,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    compile, quantize, search, tune, run, evaluate, bench, profile, verify, inspect, migrate, sign, export, export_onnx,
-    targets, demo,
+    compile, analyze, quantize, search, tune, run, evaluate, bench, profile, verify, inspect, migrate, sign, export,
+    export_onnx, targets, demo,
 ):  # fmt: skip
     app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 app.add_typer(logs.app, name="logs")

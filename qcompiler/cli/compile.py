@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Dim, Json, ProgressOption, Traceback, emit_json, guarded
-from qcompiler.config import CompileConfig, Observer
+from qcompiler.cli.options import (
+    CalibrationMethodOption,
+    Dim,
+    EffortOption,
+    Json,
+    KeepFloatOption,
+    PercentileOption,
+    ProgressOption,
+    SymmetricOption,
+    Traceback,
+    emit_json,
+    guarded,
+)
+from qcompiler.config import CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -34,31 +46,38 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip to compile for (qcompile targets); 'native' is this machine's.")
     ] = _DEFAULTS.target,
-    observer: Annotated[
-        str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
-    ] = _DEFAULTS.observer,
-    percentile: Annotated[
-        float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
-    ] = _DEFAULTS.percentile,
+    effort: EffortOption = _DEFAULTS.effort,
+    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    equalize: Annotated[
+        bool | None,
+        typer.Option(help="Scale the weights of two layers so that the channels between have ranges alike."),
+    ] = _DEFAULTS.equalize,
+    smooth: Annotated[
+        bool | None,
+        typer.Option(help="Move ranges from linear layers' inputs into their weights (SmoothQuant)."),
+    ] = _DEFAULTS.smooth,
+    adaptive_rounding: Annotated[
+        bool | None, typer.Option(help="Round weights such that the layers' outputs change least.")
+    ] = _DEFAULTS.adaptive_rounding,
+    bias_correction: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the mean error of layers back: 'empirical' on the data, 'fast' from batch norms, 'off'.",
+            show_default=False,
+        ),
+    ] = _DEFAULTS.bias_correction,
+    percentile: PercentileOption = _DEFAULTS.percentile,
     averaging_constant: Annotated[
         float, typer.Option(help="For 'moving-average': weight of the newest batch.")
     ] = _DEFAULTS.averaging_constant,
-    symmetric_activations: Annotated[
-        bool,
-        typer.Option(help="Quantize activations with the zero point in the middle, as TensorRT needs it."),
-    ] = _DEFAULTS.symmetric_activations,
+    symmetric_activations: SymmetricOption = _DEFAULTS.symmetric_activations,
     skip_first: Annotated[
         bool, typer.Option(help="Leave the first convolution or linear layer in float.")
     ] = _DEFAULTS.skip_first,
     skip_last: Annotated[
         bool, typer.Option(help="Leave the last convolution or linear layer in float.")
     ] = _DEFAULTS.skip_last,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
-        ),
-    ] = None,
+    keep_float: KeepFloatOption = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -93,7 +112,12 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
-            observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
+            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
+            equalize=equalize,
+            smooth=smooth,
+            adaptive_rounding=adaptive_rounding,
+            bias_correction=bias_correction,  # type: ignore[arg-type]  # the same
             percentile=percentile,
             averaging_constant=averaging_constant,
             symmetric_activations=symmetric_activations,
@@ -130,6 +154,8 @@ def command(
         reasons = [(r.operator, r.place, r.reason) for r in manifest.float_operators]
         slow = [(layer.operator, layer.name, layer.reason) for layer in manifest.layers if layer.reason]
         parts = [report.facts(f"Bundle {output}", values)]
+        if manifest.optimizations:
+            parts.append(report.optimizations(manifest.optimizations))
         if reasons:
             parts.append(report.table("Left in float", ["operator", "place", "reason"], reasons))
         if slow:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Dim, Json, ProgressOption, Traceback, emit_json, guarded
-from qcompiler.config import CompileConfig, Observer
+from qcompiler.cli.options import (
+    CalibrationMethodOption,
+    Dim,
+    EffortOption,
+    Json,
+    KeepFloatOption,
+    ProgressOption,
+    SymmetricOption,
+    Traceback,
+    emit_json,
+    guarded,
+)
+from qcompiler.config import CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -33,18 +44,10 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip whose rules say what is quantized (qcompile targets).")
     ] = _DEFAULTS.target,
-    observer: Annotated[
-        str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
-    ] = _DEFAULTS.observer,
-    symmetric_activations: Annotated[
-        bool, typer.Option(help="Quantize activations with the zero point in the middle.")
-    ] = _DEFAULTS.symmetric_activations,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
-        ),
-    ] = None,
+    effort: EffortOption = _DEFAULTS.effort,
+    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    symmetric_activations: SymmetricOption = _DEFAULTS.symmetric_activations,
+    keep_float: KeepFloatOption = None,
     dim: Dim = None,
     progress: ProgressOption = True,
     json: Json = False,
@@ -54,7 +57,8 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
-            observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
+            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
             symmetric_activations=symmetric_activations,
             keep_float=tuple(keep_float or ()),
             dim=tuple(dim or ()),

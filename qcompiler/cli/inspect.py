@@ -84,6 +84,7 @@ def command(
                     for layer in manifest.layers
                 ],
             ),
+            *([report.optimizations(manifest.optimizations)] if manifest.optimizations else []),
             report.table(
                 "Left in float",
                 ["operator", "place", "reason"],

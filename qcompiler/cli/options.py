@@ -8,10 +8,11 @@ import traceback as tracebacks
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
+from qcompiler.config import CalibrationMethod
 from qcompiler.errors import ConfigError, QCompilerError
 
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -33,6 +34,35 @@ RequireSignature = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use only the first samples.", min=1, show_default=False)]
+EffortOption = Annotated[
+    str,
+    typer.Option(
+        help="What is done to keep the accuracy: 'fast' takes the extremes as ranges; 'balanced' chooses ranges and "
+        "corrects biases; 'max' also equalizes, smooths and rounds adaptively. Options for one of these override it."
+    ),
+]
+CalibrationMethodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration-method",
+        "--observer",
+        help=f"How activation ranges are found: {', '.join(get_args(CalibrationMethod))}; 'auto' is the best of "
+        "the others for each tensor, by measured error. --observer is the option's former name.",
+        show_default=False,
+    ),
+]
+PercentileOption = Annotated[
+    float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
+]
+SymmetricOption = Annotated[
+    bool, typer.Option(help="Quantize activations with the zero point in the middle, as TensorRT needs it.")
+]
+KeepFloatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
+    ),
+]
 SourceModel = Annotated[
     str | None,
     typer.Option(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Json, ProgressOption, Traceback, emit_json, guarded
-from qcompiler.config import CompileConfig, Observer
+from qcompiler.cli.options import (
+    CalibrationMethodOption,
+    Dim,
+    EffortOption,
+    Json,
+    KeepFloatOption,
+    ProgressOption,
+    SymmetricOption,
+    Traceback,
+    emit_json,
+    guarded,
+)
+from qcompiler.config import CompileConfig
 
 _DEFAULTS = CompileConfig()
 
@@ -16,7 +27,9 @@ _DEFAULTS = CompileConfig()
 def command(
     model: Annotated[
         str,
-        typer.Argument(help="A .pt2 archive or package.module:function, in float.", show_default=False),
+        typer.Argument(
+            help="A .pt2 archive, an .onnx file, or package.module:function, in float.", show_default=False
+        ),
     ],
     calibration: Annotated[
         Path, typer.Option(help="An .npz with an array per model input.", show_default=False)
@@ -25,19 +38,15 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip whose quantization rules count; those of all known ones are the same.")
     ] = _DEFAULTS.target,
-    observer: Annotated[
-        str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
-    ] = _DEFAULTS.observer,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
-        ),
-    ] = None,
+    effort: EffortOption = _DEFAULTS.effort,
+    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    symmetric_activations: SymmetricOption = _DEFAULTS.symmetric_activations,
+    keep_float: KeepFloatOption = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="JSON file with a precision for each layer.", show_default=False),
     ] = _DEFAULTS.plan,
+    dim: Dim = None,
     progress: ProgressOption = True,
     json: Json = False,
     traceback: Traceback = False,
@@ -46,9 +55,12 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
-            observer=observer,  # type: ignore[arg-type]  # CompileConfig checks it
+            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
             keep_float=tuple(keep_float or ()),
             plan=plan,
+            symmetric_activations=symmetric_activations,
+            dim=tuple(dim or ()),
             progress=progress,
         )
         from qcompiler import report

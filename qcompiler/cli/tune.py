@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import Dim, Json, Traceback, emit_json, guarded, integers
-from qcompiler.config import CompileConfig, Observer, TuneConfig
+from qcompiler.cli.options import CalibrationMethodOption, Dim, Json, Traceback, emit_json, guarded, integers
+from qcompiler.config import CompileConfig, TuneConfig
 
 _DEFAULTS = TuneConfig()
 _COMPILE = CompileConfig()
@@ -31,9 +31,7 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip to tune for (qcompile targets); 'native' is this machine's.")
     ] = _COMPILE.target,
-    observer: Annotated[
-        str, typer.Option(help=f"How activation ranges are found: {', '.join(get_args(Observer))}.")
-    ] = _COMPILE.observer,
+    calibration_method: CalibrationMethodOption = _COMPILE.calibration_method,
     trials: Annotated[int, typer.Option(help="Schedules to measure, at most.")] = _DEFAULTS.trials,
     minutes: Annotated[
         float | None, typer.Option(help="Minutes to search, at most.", show_default=False)
@@ -81,7 +79,7 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
-            observer=observer,  # type: ignore[arg-type]  # it is checked there
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # CompileConfig checks it
             dim=tuple(dim or ()),
         )
         tuning = TuneConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import tempfile
 from collections.abc import Iterable
@@ -33,8 +34,8 @@ from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
+from qcompiler.quantization import Effect, Quantized, quantize_measured, respell
 from qcompiler.quantization import calibration as calibrations
-from qcompiler.quantization import quantize, respell
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
 from qcompiler.runtime.manifest import (
@@ -42,6 +43,7 @@ from qcompiler.runtime.manifest import (
     FloatRecord,
     LayerRecord,
     Manifest,
+    OptimizationRecord,
     TargetNeeds,
     TensorSpec,
     Versions,
@@ -114,8 +116,11 @@ def compile_model(
 
             plan = Path(folder) / "plan.json"
             config, calibration = gated(program, target, scheduler, config, calibration, plan)
-        quantized, refused = quantized_program(program, target, config, calibration)
-    return build(quantized, refused, target, tvm_target, scheduler, config, Path(output)).result
+        quantized = optimized_program(program, target, config, calibration)
+    refused, effects = _float_records(quantized), quantized.effects
+    return build(
+        quantized.program, refused, target, tvm_target, scheduler, config, Path(output), effects
+    ).result
 
 
 def program_of(
@@ -144,6 +149,19 @@ def program_of(
 def quantized_program(
     program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
 ) -> tuple[ExportedProgram, list[FloatRecord]]:
+    """The program and the float operators of :func:`optimized_program`."""
+    quantized = optimized_program(program, target, config, calibration)
+    return quantized.program, _float_records(quantized)
+
+
+def _float_records(quantized: Quantized) -> list[FloatRecord]:
+    return [FloatRecord(f.operator, f.place, f.reason) for f in quantized.float_operators]
+
+
+def optimized_program(
+    program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
+) -> Quantized:
+    """Step 2: the program in PT2E form, what stays in float, and what the optimizations gained."""
     if capture.is_quantized(program):
         if config.plan is not None:
             raise ConfigError(
@@ -154,12 +172,11 @@ def quantized_program(
             log.warning(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
-        return respell(program), []
-    quantized, floats = quantize(program, target.rules, batches_of(program, calibration), config)
-    return quantized, [FloatRecord(f.operator, f.place, f.reason) for f in floats]
+        return Quantized(respell(program), [])
+    return quantize_measured(program, target.rules, batches_of(program, calibration), config)
 
 
-def batches_of(program: ExportedProgram, calibration: Calibration) -> list[tuple[torch.Tensor, ...]]:
+def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calibrations.Batch]:
     """Calibration data as checked batches of the program's own shapes.
 
     Raises:
@@ -183,6 +200,7 @@ def build(
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
+    effects: Iterable[Effect] = (),
 ) -> Built:
     """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
@@ -192,6 +210,7 @@ def build(
         _inputs(program, integer.module),
         _outputs(program, integer.module),
         float_operators(integer.module, integer.notes, refused),
+        tuple(map(_optimization, effects)),
     )
     return build_integer(model, target, tvm_target, scheduler, config, output, dump)
 
@@ -205,12 +224,14 @@ class IntegerModel:
         inputs: its inputs by the user's names.
         outputs: its outputs.
         float_operators: what stayed in float, and why.
+        optimizations: what was tried to lower the error of quantization.
     """
 
     module: tvm.IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     float_operators: tuple[FloatRecord, ...]
+    optimizations: tuple[OptimizationRecord, ...] = ()
 
 
 def build_integer(
@@ -248,6 +269,7 @@ def build_integer(
             layers=tuple(_record(layer, counts) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=model.float_operators,
+            optimizations=model.optimizations,
             alternatives=tuple(
                 TargetNeeds(t.name, t.required_features)
                 for t in registry.known()
@@ -280,6 +302,12 @@ def _code(module: tvm.IRModule, tvm_target: tvm.target.Target, library: Path) ->
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises
         fault = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise BuildError(f"code generation failed: {fault}; report this as a bug") from error
+
+
+def _optimization(effect: Effect) -> OptimizationRecord:
+    """An effect as the manifest has it; outputs without noise have no ratio in JSON."""
+    before, after = (db if math.isfinite(db) else None for db in (effect.before_db, effect.after_db))
+    return OptimizationRecord(effect.name, before, after, effect.kept, effect.changed, effect.refused)
 
 
 def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:

@@ -190,7 +190,9 @@ def from_bundle(bundle: Path, origin: str | None = None) -> IntegerModel:
     if origin is not None and registry.resolve(origin).name != manifest.target_name:
         raise ConfigError(f"bundle {bundle} is for {manifest.target_name}, not for {origin}")
     module = reference.load(bundle / REFERENCE_NAME)
-    return IntegerModel(module, manifest.inputs, manifest.outputs, manifest.float_operators)
+    return IntegerModel(
+        module, manifest.inputs, manifest.outputs, manifest.float_operators, manifest.optimizations
+    )
 
 
 def _compile_first(

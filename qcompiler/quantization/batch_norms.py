@@ -28,6 +28,9 @@ _CONVOLUTIONS = frozenset(
         aten.conv3d.padding,
     }
 )
+NORMAL = "qcompiler_normal"
+"""Key of ``Node.meta``: the distribution of a layer's result that the batch norm in it tells."""
+
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
@@ -77,6 +80,14 @@ def _is_constant(arg: object) -> bool:
 
 
 @dataclass(frozen=True)
+class Normal:
+    """Normal distributions, one a channel, as float64 vectors."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+
+@dataclass(frozen=True)
 class _Affine:
     """A batch norm's scale and shift, float64, one value a channel."""
 
@@ -111,6 +122,7 @@ class _Rewriter:
             groups = weight.shape[0]
             new = self._insert(node, aten.conv2d.default, source, constants, [1, 1], [0, 0], [1, 1], groups)
             new.meta[ORIGIN] = "batch_norm"
+            new.meta[NORMAL] = self._normal(node)
             for key in ("nn_module_stack", "stack_trace"):
                 if key in node.meta:
                     new.meta[key] = node.meta[key]
@@ -130,6 +142,15 @@ class _Rewriter:
         shift = -mean * scale
         return _Affine(scale, shift if beta is None else shift + beta)
 
+    def _normal(self, node: Node) -> Normal:
+        """What a batch norm's result is, if its input is as in training."""
+        gamma, beta, mean, _ = (self._tensor(p) for p in node.args[1:5])
+        assert mean is not None, node
+        return Normal(
+            torch.zeros_like(mean) if beta is None else beta,
+            torch.ones_like(mean) if gamma is None else gamma.abs(),
+        )
+
     def _fold(self, node: Node, layer: Node) -> None:
         _, weight_node, bias_node, *rest = (*layer.args, None)[: max(len(layer.args), 3)]
         key = (weight_node, bias_node, *node.args[1:5], node.args[6])
@@ -144,6 +165,7 @@ class _Rewriter:
         assert isinstance(source, Node)
         new = self._insert(node, layer.target, source, self.folded[key], *rest)
         new.meta.update({k: v for k, v in layer.meta.items() if k != "val"})
+        new.meta[NORMAL] = self._normal(node)
 
     def _register(
         self, node: Node, prefix: str, weight: torch.Tensor, bias: torch.Tensor

@@ -89,7 +89,7 @@ def from_iterable(batches: Iterable[Any], inputs: Sequence[InputInfo]) -> list[B
     return _batched(elements, inputs, "given")
 
 
-def track(batches: Sequence[T], enabled: bool) -> Iterator[T]:
+def track(batches: Sequence[T], enabled: bool, title: str = "Calibrating") -> Iterator[T]:
     """The batches, with a progress bar on the standard error if ``enabled``."""
     if not enabled:
         yield from batches
@@ -97,7 +97,7 @@ def track(batches: Sequence[T], enabled: bool) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import track as rich_track
 
-    yield from rich_track(batches, description="Calibrating", console=Console(stderr=True), transient=True)
+    yield from rich_track(batches, description=title, console=Console(stderr=True), transient=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Every observer gives a range that includes zero, as one scale and zero point for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,16 +15,14 @@ import torch
 from torchao.quantization.pt2e.observer import ObserverBase
 
 from qcompiler.config import CompileConfig
+from qcompiler.quantization import ranges
+from qcompiler.quantization.histogram import SMALLEST, Histogram
 
-SMALLEST_SCALE = 2.0**-60
+SMALLEST_SCALE = SMALLEST
 """Scale of a tensor that is always zero: a normal float32 whose inverse is one too."""
 
-BINS = 8192
-"""Bins of a histogram. A tensor without negative values fills at least a quarter of them: half of the bins
-are for each sign, and the reach is a power of two. That leaves eight bins for each of 256 steps."""
 
-
-class _AffineObserver(ObserverBase):  # type: ignore[misc]
+class AffineObserver(ObserverBase):  # type: ignore[misc]
     """An observer that ends in a range ``[low, high]``."""
 
     def __init__(
@@ -58,6 +55,10 @@ class _AffineObserver(ObserverBase):  # type: ignore[misc]
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One scale (float32, positive and finite) and one zero point (int64)."""
         low, high = self.range()
+        return self.qparams_of(low, high)
+
+    def qparams_of(self, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point of a range, which is widened to include zero."""
         low, high = min(low, 0.0), max(high, 0.0)
         if self.qscheme == torch.per_tensor_symmetric:
             # The middle is nearer to the upper end by one, so that one decides what the range must hold.
@@ -70,7 +71,7 @@ class _AffineObserver(ObserverBase):  # type: ignore[misc]
         return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point], dtype=torch.int64)
 
 
-class MinMaxObserver(_AffineObserver):
+class MinMaxObserver(AffineObserver):
     """The extremes of everything seen."""
 
     def __init__(self, **options: Any) -> None:
@@ -84,7 +85,7 @@ class MinMaxObserver(_AffineObserver):
         return self.low, self.high
 
 
-class MovingAverageObserver(_AffineObserver):
+class MovingAverageObserver(AffineObserver):
     """Exponential averages of the batches' minima and maxima.
 
     Args:
@@ -105,40 +106,27 @@ class MovingAverageObserver(_AffineObserver):
         return self.extremes or (0.0, 0.0)
 
 
-class HistogramObserver(_AffineObserver):
-    """A histogram over ``[-reach, reach]``.
-
-    The reach is a power of two and grows by doubling, by which old counts move into whole new bins. So the
-    counts do not depend on how the data is cut into batches, nor on their order.
-    """
+class HistogramObserver(AffineObserver):
+    """A range that follows from a histogram of all values."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.counts = torch.zeros(BINS, dtype=torch.float64)
-        self.zeros = 0
-        self.reach = SMALLEST_SCALE
-        self.low, self.high = 0.0, 0.0
+        self.histogram = Histogram()
+        self._found: tuple[float, float] | None = None
 
     def observe(self, x: torch.Tensor, low: float, high: float) -> None:
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self._grow(max(-low, high))
-        # Scaled to [-1, 1] first: the width 2 * reach need not be a float32.
-        self.counts += torch.histc(x.float() * (1.0 / self.reach), BINS, -1.0, 1.0).double()
-        self.zeros += x.numel() - int(x.count_nonzero())
+        self.histogram.add(x, low, high)
+        self._found = None
 
-    def _grow(self, extreme: float) -> None:
-        if not self.counts.any():
-            self.reach = max(self.reach, 2.0 ** math.ceil(math.log2(extreme)) if extreme else 0.0)
-        while self.reach < extreme:
-            joined = self.counts.reshape(-1, 2).sum(dim=1)
-            self.counts = torch.zeros_like(self.counts)
-            self.counts[BINS // 4 : BINS // 4 + BINS // 2] = joined
-            self.reach *= 2.0
+    def range(self) -> tuple[float, float]:
+        # Asked for often after the last observation, and not quick.
+        if self._found is None:
+            self._found = self.find()
+        return self._found
 
-    @property
-    def width(self) -> float:
-        """Width of a bin."""
-        return 2.0 * self.reach / BINS
+    def find(self) -> tuple[float, float]:
+        """The range of the histogram."""
+        raise NotImplementedError
 
 
 class PercentileObserver(HistogramObserver):
@@ -152,65 +140,78 @@ class PercentileObserver(HistogramObserver):
         super().__init__(**options)
         self.percentile = percentile
 
-    def range(self) -> tuple[float, float]:
-        total = float(self.counts.sum())
-        if total == 0.0:
-            return self.low, self.high
-        outside = total * (1.0 - self.percentile / 100.0) / 2.0
-        cumulative = self.counts.cumsum(0)
-        first = int((cumulative <= outside).sum())
-        last = int((cumulative < total - outside).sum())
-        low = -self.reach + self.width * first
-        high = -self.reach + self.width * (min(last, BINS - 1) + 1)
-        return max(low, self.low), min(high, self.high)
+    def find(self) -> tuple[float, float]:
+        return ranges.percentile(self.histogram, self.percentile)
 
 
 class MSEObserver(HistogramObserver):
     """The range whose quantization has the least mean squared error, clipping and rounding together."""
 
-    STEPS = 64
-    """Candidates for each end of the range, from the extreme inwards."""
+    def find(self) -> tuple[float, float]:
+        return ranges.least_squares(self.histogram, self.quant_max - self.quant_min)
 
-    def range(self) -> tuple[float, float]:
-        counts = self.counts.clone()
-        # Zero has an exact quantized value in every range, and after a relu half of all values are zero.
-        counts[BINS // 2] -= self.zeros
-        used = counts > 0
-        counts = counts[used]
-        centers = (-self.reach + self.width * (torch.arange(BINS, dtype=torch.float64) + 0.5))[used]
-        low, high = self.low, self.high
-        # One end after the other, twice: the error is smooth in each.
-        for _ in range(2):
-            low = self._best(centers, counts, low, high, at_low=True)
-            high = self._best(centers, counts, low, high, at_low=False)
-        return low, high
 
-    def _best(
-        self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float, *, at_low: bool
-    ) -> float:
-        extreme = self.low if at_low else self.high
-        shares = torch.arange(self.STEPS, 0, -1, dtype=torch.float64) / self.STEPS
-        candidates = shares * extreme
-        lows = candidates if at_low else torch.full_like(candidates, low)
-        highs = torch.full_like(candidates, high) if at_low else candidates
-        scales = ((highs - lows) / (self.quant_max - self.quant_min)).clamp(min=SMALLEST_SCALE)
-        clipped = torch.minimum(torch.maximum(centers[None, :], lows[:, None]), highs[:, None])
-        clipping = ((centers[None, :] - clipped) ** 2 * counts).sum(dim=1)
-        # A step wider than a bin rounds all of the bin to the same number, small values to zero. Of a finer
-        # step the error is uniform over the step: its variance is scale**2 / 12.
-        steps = scales[:, None]
-        at_center = (torch.round(clipped / steps) * steps - clipped) ** 2
-        rounding = torch.where(steps > self.width, at_center, steps**2 / 12.0)
-        error = clipping + ((clipped == centers[None, :]) * rounding) @ counts
-        return float(candidates[int(torch.argmin(error))])
+class EntropyObserver(HistogramObserver):
+    """The range whose quantization changes the distribution of the values least, by Kullback and Leibler."""
+
+    def find(self) -> tuple[float, float]:
+        return ranges.entropy(self.histogram, self.quant_max - self.quant_min)
+
+
+class AutoObserver(HistogramObserver):
+    """The ranges that every method finds, to choose from.
+
+    Attributes:
+        choice: the method whose range it gives, ``minmax`` before one is chosen.
+
+    Args:
+        percentile: as of :class:`PercentileObserver`.
+        averaging_constant: as of :class:`MovingAverageObserver`.
+    """
+
+    def __init__(self, percentile: float = 99.99, averaging_constant: float = 0.01, **options: Any) -> None:
+        super().__init__(**options)
+        self.percentile = percentile
+        self.choice = "minmax"
+        self._average = MovingAverageObserver(averaging_constant, **options)
+        self._candidates: dict[str, tuple[float, float]] | None = None
+
+    def observe(self, x: torch.Tensor, low: float, high: float) -> None:
+        super().observe(x, low, high)
+        self._average.observe(x, low, high)
+        self._candidates = None
+
+    def candidates(self) -> dict[str, tuple[float, float]]:
+        """Each method's range."""
+        if self._candidates is None:
+            steps = self.quant_max - self.quant_min
+            self._candidates = {
+                "minmax": (self.histogram.low, self.histogram.high),
+                "moving-average": self._average.range(),
+                "percentile": ranges.percentile(self.histogram, self.percentile),
+                "mse": ranges.least_squares(self.histogram, steps),
+                "entropy": ranges.entropy(self.histogram, steps),
+            }
+        return self._candidates
+
+    def choose(self, method: str) -> None:
+        """Gives the range of ``method`` from now on."""
+        self.choice = method
+        self._found = None
+
+    def find(self) -> tuple[float, float]:
+        return self.candidates()[self.choice]
 
 
 def activation_observer(config: CompileConfig) -> Callable[..., Any]:
     """Constructor of the observer of activations that ``config`` asks for."""
+    percentile, average = {"percentile": config.percentile}, {"averaging_constant": config.averaging_constant}
     constructors: dict[str, Callable[..., Any]] = {
         "minmax": MinMaxObserver,
-        "moving-average": MovingAverageObserver.with_args(averaging_constant=config.averaging_constant),
-        "percentile": PercentileObserver.with_args(percentile=config.percentile),
+        "moving-average": MovingAverageObserver.with_args(**average),
+        "percentile": PercentileObserver.with_args(**percentile),
         "mse": MSEObserver,
+        "entropy": EntropyObserver,
+        "auto": AutoObserver.with_args(**percentile, **average),
     }
-    return constructors[config.observer]
+    return constructors[config.methods.calibration_method]

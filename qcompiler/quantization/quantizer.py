@@ -14,11 +14,15 @@ from qcompiler.config import CompileConfig
 from qcompiler.errors import CalibrationError
 from qcompiler.quantization.annotate import TargetQuantizer
 from qcompiler.quantization.batch_norms import attribute, rewrite_batch_norms
-from qcompiler.quantization.calibration import track
+from qcompiler.quantization.calibration import Batch, track
 from qcompiler.quantization.canonical import canonicalize
+from qcompiler.quantization.choose_ranges import choose_ranges
 from qcompiler.quantization.layers import LAYER
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
+from qcompiler.quantization.optimize.apply import optimize
+from qcompiler.quantization.optimize.effects import Effect
 from qcompiler.quantization.places import FloatOperator, place
+from qcompiler.quantization.simulation import Simulation
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
 
@@ -26,48 +30,38 @@ _PLACE_KEYS = ("nn_module_stack", "stack_trace", LAYER)
 
 
 @dataclass(frozen=True, eq=False)
-class Calibrated:
-    """A float graph with observers that have seen the calibration data.
+class Quantized:
+    """What :func:`quantize_measured` gives.
 
     Attributes:
-        model: the graph; what :attr:`quantizer` would quantize goes through observers, whose nodes call modules.
-        quantizer: annotated the graph; its selection holds the units that are to be computed in integers.
-        examples: inputs to export it with again.
+        program: in PT2E form, with functional operators only: int8 weights as constants, and
+            ``quantized_decomposed`` quantize and dequantize operators around what integer kernels compute.
+        float_operators: the operators left in float, in the program's order.
+        effects: the optimizations that were tried, and what they gained.
     """
 
-    model: GraphModule
-    quantizer: TargetQuantizer
-    examples: tuple[torch.Tensor, ...]
-
-
-def calibrate(
-    ep: ExportedProgram,
-    rules: QuantizationRules,
-    batches: Iterable[tuple[torch.Tensor, ...]],
-    config: CompileConfig,
-) -> Calibrated:
-    """The first half of :func:`quantize`: every scale is found, and nothing is rounded yet.
-
-    Raises:
-        QuantizationError: ``keep_float`` names what the model does not have.
-        CalibrationError: there is no batch, or a tensor is not finite.
-    """
-    model, examples = _canonical(ep)
-    rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
-    quantizer = TargetQuantizer(rules, config)
-    prepared = prepare_pt2e(model, quantizer)
-    with torch.no_grad():
-        _calibrate(prepared, batches, config)
-        _fit_weights(prepared, quantizer)
-    return Calibrated(prepared, quantizer, examples)
+    program: ExportedProgram
+    float_operators: list[FloatOperator]
+    effects: tuple[Effect, ...] = ()
 
 
 def quantize(
     ep: ExportedProgram,
     rules: QuantizationRules,
-    batches: Iterable[tuple[torch.Tensor, ...]],
+    batches: Iterable[Batch],
     config: CompileConfig,
 ) -> tuple[ExportedProgram, list[FloatOperator]]:
+    """The program and the float operators of :func:`quantize_measured`."""
+    result = quantize_measured(ep, rules, batches, config)
+    return result.program, result.float_operators
+
+
+def quantize_measured(
+    ep: ExportedProgram,
+    rules: QuantizationRules,
+    batches: Iterable[Batch],
+    config: CompileConfig,
+) -> Quantized:
     """Quantize a float program with ranges found in calibration data.
 
     Args:
@@ -75,12 +69,7 @@ def quantize(
         rules: what the target's integer kernels accept.
         batches: calibration inputs, each a tuple with a tensor a model input, of the program's shapes and
             dtypes.
-        config: the observer, and what stays in float.
-
-    Returns:
-        The program in PT2E form, with functional operators only: int8 weights as constants, and
-        ``quantized_decomposed`` quantize and dequantize operators around what integer kernels compute. And
-        the operators left in float, in the program's order.
+        config: how, and what stays in float.
 
     Raises:
         QuantizationError: ``keep_float`` names what the model does not have.
@@ -92,7 +81,63 @@ def quantize(
         _drop_unused(converted)
         quantized = torch.export.export(converted, calibrated.examples)
     _copy_places(converted, quantized)
-    return quantized, calibrated.quantizer.float_operators
+    return Quantized(quantized, calibrated.quantizer.float_operators, calibrated.effects)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A float graph with observers that have seen the calibration data.
+
+    Attributes:
+        model: the graph; what :attr:`quantizer` would quantize goes through observers, whose nodes call modules.
+        quantizer: annotated the graph; its selection holds the units that are to be computed in integers.
+        examples: inputs to export it with again.
+        effects: the optimizations that were tried.
+    """
+
+    model: GraphModule
+    quantizer: TargetQuantizer
+    examples: tuple[torch.Tensor, ...]
+    effects: tuple[Effect, ...] = ()
+
+
+def calibrate(
+    ep: ExportedProgram,
+    rules: QuantizationRules,
+    batches: Iterable[Batch],
+    config: CompileConfig,
+) -> Calibrated:
+    """The first half of :func:`quantize`: every scale is found and the weights are adapted.
+
+    Raises:
+        QuantizationError: ``keep_float`` names what the model does not have.
+        CalibrationError: there is no batch, or a tensor is not finite.
+    """
+    samples = list(batches)
+    if not samples:
+        raise CalibrationError("the calibration data is empty; give at least one batch")
+    model, examples = _canonical(ep)
+    rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
+    quantizers: dict[GraphModule, TargetQuantizer] = {}
+
+    def prepare(graph: GraphModule) -> Simulation:
+        quantizer = TargetQuantizer(rules, config)
+        prepared = prepare_pt2e(graph, quantizer)
+        quantizers[prepared] = quantizer
+        _observe(prepared, samples, config)
+        simulation = Simulation(prepared)
+        if config.methods.calibration_method == "auto":
+            choose_ranges(simulation, samples)
+        _fit_weights(prepared, quantizer)
+        return simulation
+
+    def refit(simulation: Simulation) -> None:
+        _fit_weights(simulation.prepared, quantizers[simulation.prepared])
+
+    with torch.no_grad():
+        simulation, effects = optimize(model, samples, config, prepare, refit)
+    prepared = simulation.prepared
+    return Calibrated(prepared, quantizers[prepared], examples, tuple(effects))
 
 
 def respell(ep: ExportedProgram) -> ExportedProgram:
@@ -122,9 +167,7 @@ def _canonical(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ..
     return model, examples
 
 
-def _calibrate(
-    prepared: GraphModule, batches: Iterable[tuple[torch.Tensor, ...]], config: CompileConfig
-) -> None:
+def _observe(prepared: GraphModule, batches: Sequence[Batch], config: CompileConfig) -> None:
     modules = dict(prepared.named_modules(remove_duplicate=False))
     hooks, hooked = [], set()
     for node in prepared.graph.nodes:
@@ -135,16 +178,10 @@ def _calibrate(
         source = node.args[0]
         assert isinstance(source, Node), node
         hooks.append(observer.register_forward_pre_hook(_finite(source)))
-    count = 0
-    if config.progress:
-        batches = track(batches if isinstance(batches, Sequence) else list(batches), True)
-    for batch in batches:
+    for batch in track(batches, config.progress):
         prepared(*batch)
-        count += 1
     for hook in hooks:
         hook.remove()
-    if not count:
-        raise CalibrationError("the calibration data is empty; give at least one batch")
 
 
 def _finite(source: Node) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from qcompiler.errors import BundleError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of the bundle's format; a reader refuses every other one."""
 
 MANIFEST_NAME = "manifest.json"
@@ -148,6 +148,28 @@ class FloatRecord:
 
 
 @dataclass(frozen=True)
+class OptimizationRecord:
+    """An optimization of the quantized model that was tried.
+
+    Attributes:
+        name: the option that asks for it, such as ``adaptive_rounding``.
+        before_db: signal to quantization noise of the model's outputs without it, in decibels, simulated on calibration
+            samples that it was not fitted to; None if there is no noise.
+        after_db: the same with it.
+        kept: whether it is in the model; one that made the outputs worse is not.
+        changed: how many layers or tensors it changed.
+        refused: why it left others alone, with their number.
+    """
+
+    name: str
+    before_db: float | None
+    after_db: float | None
+    kept: bool
+    changed: int
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Versions:
     """Versions of the software that made the bundle."""
 
@@ -184,6 +206,7 @@ class Manifest:
         constants: what ``constants.bin`` holds, in the order of the arguments; without any, there is no such file.
         layers: operators of the compiled model, in the order they run.
         float_operators: operators left in float.
+        optimizations: what was tried to lower the error of quantization, in this order.
         tuned_threads: numbers of threads that tuned kernels were measured at; none if no kernel is tuned. The library
             runs on any number.
         alternatives: targets of the same family, fastest first, for the message to a CPU that lacks features.
@@ -199,6 +222,7 @@ class Manifest:
     constants: tuple[ConstantSpec, ...] = ()
     layers: tuple[LayerRecord, ...] = ()
     float_operators: tuple[FloatRecord, ...] = ()
+    optimizations: tuple[OptimizationRecord, ...] = ()
     tuned_threads: tuple[int, ...] = ()
     alternatives: tuple[TargetNeeds, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from qcompiler.targets.registry import known
 
 COMMANDS = [
     "compile",
+    "analyze",
     "quantize",
     "search",
     "tune",
@@ -75,7 +76,14 @@ def test_help_is_printed_without_arguments(qcompile: Command) -> None:
         (["inspect", "x", "--deep"], "error: No such option: --deep"),
         (["bogus"], "error: No such command 'bogus'"),
         (["bench", "x", "--threads", "1,a"], "error: --threads is '1,a'; give positive numbers with a comma"),
-        (["compile", "m", "--output", "o", "--observer", "best"], "error: unknown observer 'best'; known: "),
+        (
+            ["compile", "m", "--output", "o", "--calibration-method", "best"],
+            "error: unknown calibration_method 'best'; known: minmax, moving-average, ",
+        ),
+        (
+            ["compile", "m", "--output", "o", "--observer", "best"],
+            "error: unknown calibration_method 'best'; known: ",
+        ),
     ],
 )
 def test_errors_are_one_line_and_status_1(qcompile: Command, arguments: list[str], message: str) -> None:

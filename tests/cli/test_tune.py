@@ -125,8 +125,8 @@ def test_options_are_those_of_the_configurations() -> None:
     from qcompiler.cli import tune as command
 
     own = {"model", "calibration", "json", "traceback"}
-    known = {*TuneConfig.__dataclass_fields__, "target", "observer"}
+    known = {*TuneConfig.__dataclass_fields__, "target", "calibration_method", "dim"}
     assert set(inspect.signature(command.command).parameters) - own == known
-    assert {"target", "observer"} <= set(CompileConfig.option_names())
+    assert {"target", "calibration_method", "dim"} <= set(CompileConfig.option_names())
     with pytest.raises(ConfigError, match="threads"):
         TuneConfig(threads=(0,))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from qcompiler.config import CompileConfig, Observer
+from qcompiler.config import CalibrationMethod, CompileConfig
 from qcompiler.quantization import quantize
 from qcompiler.targets.base import QuantizationRules
 
@@ -41,10 +41,13 @@ def test_resnet20_loses_at_most_a_point() -> None:
     expected = _right(program)
     assert expected > 0.75 * IMAGES
     samples = torch.from_numpy(np.load(CALIBRATION)["x"][:64])
-    observers: tuple[Observer, ...] = ("minmax", "mse")
-    for observer in observers:
+    methods: tuple[CalibrationMethod, ...] = ("minmax", "mse", "entropy")
+    for method in methods:
         result, floats = quantize(
-            program, QuantizationRules(), [(s[None],) for s in samples], CompileConfig(observer=observer)
+            program,
+            QuantizationRules(),
+            [(s[None],) for s in samples],
+            CompileConfig(calibration_method=method),
         )
         assert floats == []
-        assert _right(result) >= expected - 0.01 * IMAGES, observer
+        assert _right(result) >= expected - 0.01 * IMAGES, method

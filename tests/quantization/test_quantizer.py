@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.datasets import load_digits
 from small_networks import SHAPE, Calls, is_quantize, quantized
 from torch import nn
 
-from qcompiler.config import CompileConfig
+from qcompiler.config import CalibrationMethod, CompileConfig
 from qcompiler.errors import CalibrationError, QuantizationError
 from qcompiler.quantization import quantize
 from qcompiler.targets.base import QuantizationRules
@@ -164,9 +165,10 @@ def test_places_survive_quantization() -> None:
     assert list(layer.meta["nn_module_stack"].values())[-1][0] == "fc"
 
 
-@pytest.mark.parametrize("observer", ["minmax", "moving-average", "percentile", "mse"])
-def test_every_observer(observer: str) -> None:
-    result = quantized(chain(), CompileConfig(observer=observer, averaging_constant=0.2, progress=True))
+@pytest.mark.parametrize("method", get_args(CalibrationMethod))
+def test_every_calibration_method(method: CalibrationMethod) -> None:
+    config = CompileConfig(calibration_method=method, averaging_constant=0.2, progress=True)
+    result = quantized(chain(), config)
     assert result.sqnr() > 20
 
 

@@ -422,5 +422,5 @@ def test_manifests_with_right_digests_and_wrong_lines(small_bundle_path: Path, t
     answers = ended.stdout.splitlines()
     assert len(answers) == len(folders)
     refused = [answer for answer in answers if answer.startswith(f"{BUNDLE} ")]
-    assert all(" is not as format 3 has it" in answer or "is damaged" in answer for answer in refused)
+    assert all(" is not as format 4 has it" in answer or "is damaged" in answer for answer in refused)
     assert len(refused) > 100, "most of these are no manifests"

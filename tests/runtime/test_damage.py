@@ -200,12 +200,12 @@ def test_another_architectures_bundle(bundle: Path, refused: Callable[..., None]
 
 def test_another_formats_bundle(bundle: Path, refused: Refused) -> None:
     for name, old, new in (
-        ("manifest.json", b'"format_version": 3', b'"format_version": 4'),
+        ("manifest.json", b'"format_version": 4', b'"format_version": 5'),
         ("manifest.txt", b"qcompiler-bundle 3", b"qcompiler-bundle 4"),
     ):
         (bundle / name).write_bytes((bundle / name).read_bytes().replace(old, new))
     refused(
-        bundle, "has format 4; this qcompiler reads format 3", "has format 4; this runtime reads format 3"
+        bundle, "has format 5; this qcompiler reads format 4", "has format 5; this runtime reads format 4"
     )
 
 

@@ -65,8 +65,8 @@ class TestRefusal:
 
     def test_other_format(self, bundle: Path) -> None:
         text = (bundle / "manifest.json").read_text()
-        (bundle / "manifest.json").write_text(text.replace('"format_version": 3', '"format_version": 4'))
-        with pytest.raises(BundleError, match="has format 4; this qcompiler reads format 3"):
+        (bundle / "manifest.json").write_text(text.replace('"format_version": 4', '"format_version": 5'))
+        with pytest.raises(BundleError, match="has format 5; this qcompiler reads format 4"):
             load(bundle)
 
     @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_whole_number_is_read_as_scale() -> None:
         ("{", "not JSON"),
         ("[]", "not a manifest"),
         ("{}", "not a manifest"),
-        (changed("format_version", value=99), "format 99; this qcompiler reads format 3"),
+        (changed("format_version", value=99), "format 99; this qcompiler reads format 4"),
         (changed("surprise", value=1), "unknown field 'surprise'"),
         (changed("inputs", value=None), "manifest.inputs must be a list"),
         (changed("inputs", 0, value={"name": "x"}), r"manifest.inputs\[0\]: field 'dtype' is missing"),

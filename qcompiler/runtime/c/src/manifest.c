@@ -12,7 +12,7 @@
 #include "internal.h"
 
 #define FORMAT "qcompiler-bundle"
-#define FORMAT_VERSION "3"
+#define FORMAT_VERSION "4"
 #define SIZE_LIMIT (16u << 20)
 
 static qc_status malformed(const char *line_kind) {
