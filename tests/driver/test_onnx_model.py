@@ -123,13 +123,13 @@ def test_the_form_for_onnx_runtime(asymmetric: ExportedProgram) -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
-def test_onnx_runtime_computes_the_same_up_to_a_step(engine: Any, symmetric: ExportedProgram) -> None:
+def test_onnx_runtime_computes_the_same_up_to_roundings(engine: Any, symmetric: ExportedProgram) -> None:
     made = to_qdq(symmetric, engine)
-    (_, scale, _) = parameters(made, "DequantizeLinear")[-1]
-    steps = np.rint((outputs(integer(symmetric)) - peer_outputs(made)) / scale)
-    # ONNX Runtime rounds some products and sums otherwise; a step in an inner layer moves an output by one or two.
-    assert np.abs(steps).max() <= 2
-    assert np.mean(steps != 0) < 0.2
+    found, wanted = outputs(integer(symmetric)), peer_outputs(made)
+    # ONNX Runtime rounds some products and sums otherwise. The last layer's result is real; a step of a value that it
+    # reads moves it by less than a hundredth of its range, 1/256 by a weight of about one.
+    assert np.abs(found - wanted).max() <= 0.02 * np.abs(wanted).max()
+    assert np.mean(np.abs(found - wanted) > 1e-5 * np.abs(wanted).max()) < 0.3
 
 
 def test_the_way_back_gives_every_bit(asymmetric: ExportedProgram, tmp_path: Path) -> None:
