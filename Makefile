@@ -33,7 +33,7 @@ $(BIN)/python:
 
 # One recipe for both sets of packages; a stamp is older than pyproject.toml when that has changed.
 $(VENV)/.installed-demo: EXTRAS := demo
-$(VENV)/.installed-dev: EXTRAS := dev,demo
+$(VENV)/.installed-dev: EXTRAS := cuda,dev,demo
 $(VENV)/.installed-demo $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[$(EXTRAS)]"

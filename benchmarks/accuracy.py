@@ -15,16 +15,20 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from qcompiler import CompileConfig, runtime
 from qcompiler.driver.compile import compile_model
 from qcompiler.driver.data import read_samples
 from qcompiler.driver.evaluate import Sqnr
-from qcompiler.driver.float_model import load_float_model
+from qcompiler.driver.float_model import float_model
+from qcompiler.frontend import capture
+from qcompiler.runtime.manifest import TensorSpec
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "minmax (--effort fast, the default)": {},
@@ -42,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +57,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="test samples, at most")
     parser.add_argument("--output", type=Path, help="JSON file that keeps what was measured")
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="measure these variants only")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     measured: dict[str, Any] = {}
     if options.output is not None and options.output.is_file():
@@ -63,7 +67,7 @@ def main() -> None:
         if name in measured:
             continue
         if exact is None:
-            exact = outputs_of(load_float_model(str(options.folder / options.model)), options)
+            exact = float_outputs(options)
         measured[name] = measure(VARIANTS[name], exact, options)
         print(row(name, measured[name]), flush=True)
         if options.output is not None:
@@ -75,20 +79,16 @@ def main() -> None:
             print(row(name, measured[name]))
 
 
-def outputs_of(model: Any, options: argparse.Namespace) -> list[np.ndarray]:
-    """A model's first output for each test batch."""
-    import torch
-
-    from qcompiler.frontend import capture
-    from qcompiler.runtime.manifest import TensorSpec
-
+def float_outputs(options: argparse.Namespace) -> list[np.ndarray]:
+    """The float model's first output for each test batch."""
+    torch.set_num_threads(1)
     program = capture.resolve(str(options.folder / options.model))
     specs = tuple(
         TensorSpec(i.name, tuple(i.shape), str(i.dtype).removeprefix("torch."))
         for i in capture.user_inputs(program)
     )
-    torch.set_num_threads(1)
     samples = read_samples(options.folder / options.test, specs, options.limit)
+    model = float_model(program)
     return [model(*inputs)[0] for _, inputs in samples.batches()]
 
 

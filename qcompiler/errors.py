@@ -6,6 +6,7 @@ QCompilerError
 │   └── UnsupportedOperatorError   an operator has no import, with its place in the user's source
 ├── CalibrationError    calibration data is empty, misshapen, or not finite
 ├── QuantizationError   the model can't be quantized as asked
+├── CompressionError    the model can't be pruned, masked or distilled as asked
 ├── TargetError         unknown target, or a target that cannot do what is asked
 ├── PassError           a pass left the module in a state the next phase refuses
 ├── BuildError          code generation or linking failed
@@ -14,6 +15,7 @@ QCompilerError
 ├── SearchError         no plan of precisions keeps the promises that were asked for
 ├── BundleError         a bundle is missing files, damaged, or of another format
 │   ├── CpuError        the bundle needs CPU features that this machine lacks
+│   ├── GpuError        the bundle needs a GPU that this machine lacks
 │   └── SignatureError  a required signature is missing or wrong
 ├── InputError          inputs of a run have the wrong names, shapes, or dtypes
 └── VerificationError   outputs differ from the reference
@@ -46,6 +48,10 @@ class QuantizationError(QCompilerError):
     """The model cannot be quantized as asked."""
 
 
+class CompressionError(QCompilerError):
+    """The model cannot be pruned, masked or distilled as asked."""
+
+
 class TargetError(QCompilerError):
     """A target is unknown or cannot do what is asked of it."""
 
@@ -76,6 +82,10 @@ class BundleError(QCompilerError):
 
 class CpuError(BundleError):
     """A bundle needs CPU features that this machine lacks."""
+
+
+class GpuError(BundleError):
+    """A bundle needs a GPU, or one that can do more, or its driver."""
 
 
 class SignatureError(BundleError):

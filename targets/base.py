@@ -7,7 +7,7 @@ from typing import Literal
 
 from qcompiler.errors import TargetError
 
-DotProduct = Literal["vpdpbusd", "vpmaddwd", "smull", "sdot", "smmla"]
+DotProduct = Literal["vpdpbusd", "vpmaddwd", "smull", "sdot", "smmla", "mma.sync"]
 """Instruction that multiplies and accumulates 8-bit integers into 32 bits, under the vendor's name."""
 
 
@@ -64,6 +64,8 @@ class Target:
         half_vector_cost: cost of a multiply-accumulate of half of the vector, relative to its share: 1 where
             two halves take as long as the whole, 2 where they take twice as long.
         has_vbmi: byte permutations over two registers (``vpermi2b``) exist.
+        float_macs_per_cycle: peak float32 fused multiply-adds a cycle and core; 0 where no kernel is scheduled by it.
+        bf16_macs_per_cycle: peak bfloat16 multiply-accumulates a cycle and core with ``vdpbf16ps``; 0 without it.
         opt_level: LLVM's optimization level, 0 to 3.
         rules: what the quantizer may use.
     """
@@ -82,6 +84,8 @@ class Target:
     microarchitecture: str
     half_vector_cost: float = 1.0
     has_vbmi: bool = False
+    float_macs_per_cycle: int = 0
+    bf16_macs_per_cycle: int = 0
     opt_level: int = 3
     rules: QuantizationRules = QuantizationRules()
 
@@ -105,3 +109,34 @@ class Target:
     def int32_lanes(self) -> int:
         """32-bit lanes of one vector register."""
         return self.vector_bits // 32
+
+
+@dataclass(frozen=True)
+class GpuTarget(Target):
+    """A GPU beside an x86-64 processor; what a description of a processor says is said of its parts.
+
+    ``mcpu`` is the host's processor. ``vector_bits`` is the widest access of a thread, ``vector_registers`` how many
+    32-bit registers it can have, ``macs_per_cycle`` the peak of one multiprocessor, ``l1_bytes`` its memory for the
+    first-level cache and shared memory together, and ``l2_bytes`` the chip's second-level cache.
+
+    Attributes:
+        architectures: that machine code is made for, ascending, as ``sm_80``; for later ones there is PTX of the last.
+        multiprocessors: of the chip that kernels are cut for.
+        shared_bytes: shared memory that a block may have.
+        block_threads: threads that a block may have.
+    """
+
+    architectures: tuple[str, ...] = ()
+    multiprocessors: int = 1
+    shared_bytes: int = 48 * 1024
+    block_threads: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.architectures or list(self.architectures) != sorted(set(self.architectures)):
+            raise TargetError(
+                f"target {self.name}: architectures are {self.architectures}; give at least one, ascending, as sm_80"
+            )
+        for name in ("multiprocessors", "shared_bytes", "block_threads"):
+            if getattr(self, name) <= 0:
+                raise TargetError(f"target {self.name}: {name} is {getattr(self, name)}; it must be positive")

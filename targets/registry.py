@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.errors import TargetError
-from qcompiler.targets import arm, x86
+from qcompiler.targets import arm, cuda, x86
 from qcompiler.targets.arm import features as arm_features
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 from qcompiler.targets.host import Host, read_host
 from qcompiler.targets.x86 import features as x86_features
 
@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 NATIVE = "native"
 """Name of the target that describes the machine it is resolved on."""
 
-_TRIPLES = {"x86": "x86_64-unknown-linux-gnu", "arm": "aarch64-unknown-linux-gnu"}
-"""LLVM's name of the platform, by target family."""
+_TRIPLES = {
+    "x86": "x86_64-unknown-linux-gnu",
+    "arm": "aarch64-unknown-linux-gnu",
+    "cuda": "x86_64-unknown-linux-gnu",
+}
+"""LLVM's name of the platform, by target family; for a GPU that of its host."""
 
 _FAMILIES: dict[str, tuple[Any, Any]] = {"x86_64": (x86, x86_features), "aarch64": (arm, arm_features)}
 """What describes the processors of a machine, by its name in ``platform.machine``."""
 
-_TARGETS = {t.name: t for t in (*x86.GENERIC, *x86.CHIPS, *arm.GENERIC, *arm.CHIPS)}
+_TARGETS: dict[str, Target] = {
+    t.name: t for family in (x86, arm, cuda) for t in (*family.GENERIC, *family.CHIPS)
+}
 
 
 def known() -> tuple[Target, ...]:
@@ -86,7 +92,17 @@ def to_tvm(target: Target, cores: int) -> tvm.target.Target:
     }
     if target.llvm_features:
         config["mattr"] = list(target.llvm_features)
-    return tvm.target.Target(config)
+    if not isinstance(target, GpuTarget):
+        return tvm.target.Target(config)
+    # TVM generates one source for all architectures; the instructions that not all have are in device.cuh.
+    device = {
+        "kind": "cuda",
+        "arch": target.architectures[0],
+        "max_threads_per_block": target.block_threads,
+        "max_shared_memory_per_block": target.shared_bytes,
+        "thread_warp_size": 32,
+    }
+    return tvm.target.Target(device, host=config)
 
 
 def llvm_features(target: Target) -> frozenset[str]:

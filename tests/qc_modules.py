@@ -10,12 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import gpu_simulator
 import numpy as np
 import pytest
 import tvm
 from tvm import relax
 
 from qcompiler.driver.cross import emulator
+from qcompiler.driver.gpu import embed
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.errors import BuildError
@@ -25,6 +27,7 @@ from qcompiler.reference import interpret
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
 from qcompiler.targets.host import read_host
+from qcompiler.targets.workload import Scheduler, default_schedule
 
 T = TypeVar("T")
 
@@ -33,6 +36,9 @@ EMULATED = {"smull": "cortex-a72", "sdot": "neoverse-n1", "smmla": "max"}
 
 ARM_TARGETS = ("arm-neon", "arm-dotprod", "arm-i8mm")
 """One target of each instruction; kernels for them run emulated."""
+
+CUDA_TARGET = "cuda-sm80"
+"""A target whose kernels run simulated; those of other GPUs differ in what ``tests/targets/cuda`` looks at."""
 
 TARGETS = ("native", "x86-avx512-vnni", "x86-avx512", "x86-avx2", "x86-avx-vnni")
 """Targets of x86 that the kernels are built for: this machine's, and one of each instruction and width."""
@@ -99,9 +105,17 @@ def in_thread(function: Callable[[], T]) -> T:
 
 def runs_here(target: Target) -> bool:
     """Whether code for ``target`` can run here, emulated or not."""
+    return why_not(target) is None
+
+
+def why_not(target: Target) -> str | None:
+    """Why code for ``target`` cannot run here; None where it can."""
+    if target.family == "cuda":
+        return gpu_simulator.why_not()
     if target.family == "arm":
-        return why_not_emulated() is None
-    return frozenset(target.required_features) <= read_host().features
+        return why_not_emulated()
+    lacks = sorted(frozenset(target.required_features) - read_host().features)
+    return f"this CPU lacks features of {target.name}" if lacks else None
 
 
 @cache
@@ -122,13 +136,16 @@ class Built:
     target: Target
 
 
-def build(module: tvm.IRModule, target: Target) -> Built:
+def build(module: tvm.IRModule, target: Target, scheduler: Scheduler = default_schedule) -> Built:
     """Compiles a module of integer operators."""
     tvm_target = registry.to_tvm(target, 2)
     dump = pipeline.Dump(None)
-    physical = pipeline.to_physical(module, target, tvm_target, dump=dump, **kernels(target))
+    physical = pipeline.to_physical(
+        module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
+    )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
-    return Built(relax.build(machine, tvm_target, relax_pipeline=None), target)
+    with embed.source_only():
+        return Built(relax.build(machine, tvm_target, relax_pipeline=None), target)
 
 
 def run(built: Built, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
@@ -138,6 +155,12 @@ def run(built: Built, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.n
             library = Path(folder) / "model.so"
             built.executable.export_library(str(library), fcompile=link_shared)
             return emulator.run(library, samples, family="arm", cpu=EMULATED[built.target.instruction])
+
+    if built.target.family == "cuda":
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "model.so"
+            gpu_simulator.export(built.executable, library, 80)
+            return gpu_simulator.run(library, samples)
 
     def work() -> list[list[np.ndarray]]:
         machine = relax.VirtualMachine(built.executable, tvm.cpu())
@@ -211,9 +234,9 @@ class Suite:
     def __init__(self, cases: Sequence[Case]) -> None:
         assert len({case.name for case in cases}) == len(cases)
         self.cases = {case.name: case for case in cases}
-        self._samples = samples([(i, case.reals) for case in cases for i in case.inputs])
-        self._expected = cache(lambda: reference(self.module(), self._samples))
-        self._actual = cache(lambda name: run(self._executable(name), self._samples))
+        self.samples = samples([(i, case.reals) for case in cases for i in case.inputs])
+        self._expected = cache(lambda: reference(self.module(), self.samples))
+        self._actual = cache(lambda name: run(self._executable(name), self.samples))
         self._executable = cache(lambda name: build(self.module(), registry.resolve(name)))
 
     def module(self) -> tvm.IRModule:
@@ -232,13 +255,10 @@ class Suite:
         assert self._executable(target_name) is not None
         target = registry.resolve(target_name)
         if not runs_here(target):
-            lacks = (
-                why_not_emulated() if target.family == "arm" else f"this CPU lacks features of {target_name}"
-            )
-            pytest.skip(f"built, not run: {lacks}")
+            pytest.skip(f"built, not run: {why_not(target)}")
         position = list(self.cases).index(name)
         for given, actual, expected in zip(
-            self._samples, self._actual(target_name), self._expected(), strict=True
+            self.samples, self._actual(target_name), self._expected(), strict=True
         ):
             assert actual[position].dtype == expected[position].dtype
             np.testing.assert_array_equal(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qcompiler.cli.options import Bundle, Json, RequireSignature, Traceback, emit_json, guarded, shape
 
 
@@ -14,6 +16,7 @@ def command(
     """Shows what a bundle holds: tensors, layers and their certificates, what stayed in float, files."""
     with guarded(traceback):
         from qcompiler import report
+        from qcompiler.driver.zeros import describe_zeros
         from qcompiler.runtime.bundle import verify
         from qcompiler.runtime.signature import SIGNATURE_NAME
 
@@ -32,6 +35,7 @@ def command(
                     "made with": ", ".join(
                         f"{name} {getattr(versions, name)}" for name in ("qcompiler", "tvm", "torch")
                     ),
+                    "GPU code": _gpu_code(manifest.architectures),
                     "size": report.size(sum(bytes_of.values())),
                     "schedules": report.schedules(
                         [layer.schedule for layer in manifest.layers], manifest.tuned_threads
@@ -61,7 +65,7 @@ def command(
                 [
                     "name",
                     "operator",
-                    "dtype",
+                    "arithmetic",
                     "output",
                     ">MMAC",
                     ">accumulator up to",
@@ -73,7 +77,7 @@ def command(
                     (
                         layer.name,
                         layer.operator,
-                        layer.dtype,
+                        layer.arithmetic or layer.dtype,
                         shape(layer.output_shape),
                         f"{layer.macs / 1e6:.2f}" if layer.macs else "-",
                         "-" if layer.accumulator_bound is None else f"{layer.accumulator_bound:,}",
@@ -84,6 +88,7 @@ def command(
                     for layer in manifest.layers
                 ],
             ),
+            *filter(None, [describe_zeros(manifest.layers, manifest.target_name)]),
             *([report.optimizations(manifest.optimizations)] if manifest.optimizations else []),
             report.table(
                 "Left in float",
@@ -99,3 +104,11 @@ def command(
             ),
         ]
         report.show(*parts)
+
+
+def _gpu_code(architectures: Sequence[str]) -> str:
+    """What a GPU can run of a bundle."""
+    if not architectures:
+        return "-"
+    virtual = architectures[-1].replace("sm_", "compute_")
+    return f"machine code for {', '.join(architectures)}; PTX of {virtual} for later ones"

@@ -40,11 +40,12 @@ _RENAME_EXCHANGE = 2
 """Linux's ``renameat2`` flag: swap two paths in one step."""
 
 
-def license_files() -> dict[str, Path]:
-    """The licences under which a bundle passes on TVM's libraries, by their paths in it."""
+def license_files(family: str) -> dict[str, Path]:
+    """The licences under which a bundle passes on TVM's libraries, and NVIDIA's with them, by their paths in it."""
+    packages = ("apache-tvm", "apache-tvm-ffi", *(["nvidia-cuda-runtime"] if family == "cuda" else []))
     return {
         f"licenses/{package}/{file.name}": Path(str(file.locate()))
-        for package in ("apache-tvm", "apache-tvm-ffi")
+        for package in packages
         for file in importlib.metadata.files(package) or ()
         if file.parent.name == "licenses"
     }
@@ -81,7 +82,7 @@ def write(
     sources: dict[str, Path | bytes] = {
         LIBRARY_NAME: library,
         **runtime_libraries(str(manifest.target["family"])),
-        **license_files(),
+        **license_files(str(manifest.target["family"])),
         **c_runtime_files(manifest),
     }
     for name, source in (extra_files or {}).items():

@@ -9,7 +9,7 @@ from typing import Any
 from qcompiler.errors import TargetError
 from qcompiler.targets.base import Target
 
-FAMILIES = ("x86", "arm")
+FAMILIES = ("x86", "arm", "cuda")
 """Families of targets that have kernels."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qcompiler.errors import BuildError
@@ -27,13 +26,14 @@ class Machine:
     multiarch: str
 
 
-MACHINES: Mapping[str, Machine] = {
+_PROCESSORS = {
     "x86": Machine("x86_64", "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64", "amd64", "x86_64-linux-gnu"),
     "arm": Machine(
         "aarch64", "aarch64-linux-gnu.2.28", "manylinux_2_28_aarch64", "arm64", "aarch64-linux-gnu"
     ),
 }
-"""By target family."""
+MACHINES = {**_PROCESSORS, "cuda": _PROCESSORS["x86"]}
+"""By target family; for a GPU the machine that it is in."""
 
 
 def machine_of(family: str) -> Machine:

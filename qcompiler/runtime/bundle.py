@@ -7,8 +7,15 @@ from pathlib import Path
 
 from qcompiler.errors import BundleError
 from qcompiler.runtime.cpu import check_cpu
+from qcompiler.runtime.gpu import check_gpu
 from qcompiler.runtime.library import load_library, map_constants, sha256_of_files
-from qcompiler.runtime.manifest import CONSTANTS_NAME, MANIFEST_NAME, REQUIRED_FILES, Manifest
+from qcompiler.runtime.manifest import (
+    CONSTANTS_NAME,
+    GPU_LIBRARY_NAMES,
+    MANIFEST_NAME,
+    REQUIRED_FILES,
+    Manifest,
+)
 from qcompiler.runtime.manifest_text import MANIFEST_TEXT_NAME, check_manifest_text
 from qcompiler.runtime.model import Model
 from qcompiler.runtime.signature import SIGNATURE_NAME, check_signature
@@ -34,12 +41,14 @@ def load(
             version of the runtime.
         SignatureError: the bundle's signature is missing or wrong.
         CpuError: this CPU lacks features that the bundle needs.
+        GpuError: the bundle needs a GPU or a driver that this machine lacks.
         ConfigError: ``threads`` is out of range, or ``require_signature`` is no such key.
     """
     count = check_threads(threads)
     path = Path(bundle)
     manifest = verify(path, require_signature=require_signature)
     check_cpu(manifest)
+    check_gpu(manifest)
     return Model(manifest, load_library(path, manifest), count, map_constants(path, manifest))
 
 
@@ -91,7 +100,8 @@ def verify(
     manifest, json_bytes = _read_manifest(path)
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST_NAME}
     files = {name for name in present if (path / name).is_file()}
-    required = {*manifest.files, *REQUIRED_FILES, MANIFEST_TEXT_NAME}
+    gpu = GPU_LIBRARY_NAMES if manifest.architectures else ()
+    required = {*manifest.files, *REQUIRED_FILES, *gpu, MANIFEST_TEXT_NAME}
     missing = sorted(required.union([CONSTANTS_NAME] if manifest.constants else []) - files)
     if missing:
         raise BundleError(

@@ -11,8 +11,9 @@ from qcompiler.errors import CpuError
 from qcompiler.runtime.manifest import Manifest
 
 CPUINFO = Path("/proc/cpuinfo")
-_MACHINES = {"x86": ("x86_64", "amd64"), "arm": ("aarch64", "arm64")}
-"""Names that ``platform.machine`` gives, by target family."""
+_X86 = ("x86_64", "amd64")
+_MACHINES = {"x86": _X86, "arm": ("aarch64", "arm64"), "cuda": _X86}
+"""Names that ``platform.machine`` gives, by target family; for a GPU those of its host."""
 
 
 def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:

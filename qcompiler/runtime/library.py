@@ -20,17 +20,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.errors import BundleError
-from qcompiler.runtime.manifest import CONSTANTS_NAME, LIBRARY_NAME, RUNTIME_LIBRARY_NAME, Manifest
+from qcompiler.errors import BundleError, GpuError
+from qcompiler.runtime.manifest import (
+    CONSTANTS_NAME,
+    GPU_LIBRARY_NAMES,
+    LIBRARY_NAME,
+    RUNTIME_LIBRARY_NAME,
+    Manifest,
+)
 
 ENTRY = "main"
 """Name of the model's function in the library."""
 
 MOST_HASHERS = 4
 """Files that are hashed at once, at most. A bundle has no more than three or four large ones."""
-
-_CPU, _DEVICE_ID, _POOLED = 1, 0, 2
-"""Arguments of the virtual machine's start: DLPack's code of the CPU, and TVM's pooling allocator."""
 
 _lock = threading.Lock()
 _loaded_version: str | None = None
@@ -75,6 +78,8 @@ def load_library(bundle: Path, manifest: Manifest) -> Any:
             f"installed; pip install apache-tvm-ffi=={manifest.versions.tvm_ffi}, or compile the model again"
         )
     _load_runtime(ffi, bundle, manifest)
+    if manifest.architectures:
+        _load_gpu_runtime(ffi, bundle)
     # The loader takes a path that it has seen for the library it loaded from there, even if the file is a new
     # one by now. Under a fresh name it looks at the file itself, so a bundle may be replaced and loaded
     # again.
@@ -106,10 +111,16 @@ def map_constants(bundle: Path, manifest: Manifest) -> list[npt.NDArray[Any]]:
     ]
 
 
-def new_machine(module: Any) -> Any:
-    """A virtual machine for the library ``module``; it runs one call at a time."""
+def new_machine(module: Any, devices: tuple[int, ...]) -> Any:
+    """A virtual machine for the library ``module``; it runs one call at a time.
+
+    Args:
+        module: the library.
+        devices: three numbers a device, the one that kernels run on first: DLPack's code of its kind, its number, and
+            TVM's number of the allocator for it.
+    """
     machine = module["vm_load_executable"]()
-    machine["vm_initialization"](_CPU, _DEVICE_ID, _POOLED)
+    machine["vm_initialization"](*devices)
     return machine
 
 
@@ -132,6 +143,24 @@ def _load_runtime(ffi: ModuleType, bundle: Path, manifest: Manifest) -> None:
             f"bundle was made with apache-tvm {manifest.versions.tvm}, and this process runs "
             f"{_loaded_version}; load it in another process, or compile the model again"
         )
+
+
+def _load_gpu_runtime(ffi: ModuleType, bundle: Path) -> None:
+    """TVM's runtime for GPUs, on top of its runtime for processors, unless this process has it already.
+
+    Raises:
+        GpuError: a library that it needs is missing.
+    """
+    with _lock:
+        if ffi.get_global_func("device_api.cuda", allow_missing=True) is not None:
+            return
+        for name in GPU_LIBRARY_NAMES:
+            try:
+                ctypes.CDLL(str(bundle / name), ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                raise GpuError(
+                    f"TVM's runtime for GPUs cannot be loaded: {error}; the NVIDIA driver must be of version 580 or later"
+                ) from error
 
 
 def _runtime_path(bundle: Path, manifest: Manifest) -> Path:

@@ -25,12 +25,15 @@ LIBRARY_NAME = "model.so"
 CONSTANTS_NAME = "constants.bin"
 RUNTIME_LIBRARY_NAME = "lib/libtvm_runtime.so"
 FFI_LIBRARY_NAME = "lib/libtvm_ffi.so"
+GPU_LIBRARY_NAMES = ("lib/libcudart.so.13", "lib/libtvm_runtime_cuda.so")
+"""What a bundle for GPUs has besides, in the order of loading."""
 REQUIRED_FILES = (LIBRARY_NAME, RUNTIME_LIBRARY_NAME, FFI_LIBRARY_NAME)
 """Files without which a bundle cannot run, as paths relative to the bundle."""
 
 CONSTANT_ALIGNMENT = 64
 """Bytes. Kernels load whole vector registers with aligned instructions."""
 
+_ARCHITECTURE = re.compile(r"sm_[0-9]{2,3}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -112,6 +115,9 @@ class LayerRecord:
         function: name of its kernel in the library; empty where it has none of its own.
         schedule: where its kernel's schedule comes from: ``tuned``, ``transferred`` from a similar kernel's, or
             ``default``; None for a kernel with one schedule only.
+        arithmetic: formats of the activations, the weights and the sums of a convolution or matrix product, such as
+            ``bfloat16 x bfloat16 -> float32``; None for any other operator.
+        zero_weights: share of its int8 weights that are zero, which no kernel skips; None where it has no weights.
     """
 
     name: str
@@ -125,6 +131,8 @@ class LayerRecord:
     reason: str | None = None
     function: str = ""
     schedule: str | None = None
+    arithmetic: str | None = None
+    zero_weights: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("macs", "instruction_count"):
@@ -239,6 +247,13 @@ class Manifest:
             isinstance(features, list | tuple) and all(isinstance(f, str) for f in features),
             "target.required_features must be a list of strings",
         )
+        architectures = self.target.get("architectures", [])
+        _require(
+            isinstance(architectures, list | tuple)
+            and all(isinstance(a, str) and _ARCHITECTURE.fullmatch(a) for a in architectures)
+            and (self.target["family"] == "cuda") == bool(architectures),
+            "target.architectures must be a list such as ['sm_80'], for targets of the family cuda alone",
+        )
         for path, digest in self.files.items():
             _require(
                 bool(_SHA256.fullmatch(digest)), f"files[{path!r}] is {digest!r}; it must be a SHA-256 in hex"
@@ -252,6 +267,16 @@ class Manifest:
     def required_features(self) -> tuple[str, ...]:
         """CPU features, named as in ``/proc/cpuinfo``, without which the library must not run."""
         return tuple(self.target["required_features"])
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """GPU architectures that machine code is there for, ascending, as ``sm_80``; none without GPU code."""
+        return tuple(self.target.get("architectures", ()))
+
+    @property
+    def least_capability(self) -> int | None:
+        """The compute capability that the GPU code needs, as 80 for 8.0; None without GPU code."""
+        return int(self.architectures[0].removeprefix("sm_")) if self.architectures else None
 
     def to_json(self) -> str:
         """The text of ``manifest.json``; equal manifests give equal texts."""

@@ -36,6 +36,7 @@ def manifest_text(manifest: Manifest, json_bytes: bytes) -> bytes:
         _line("qcompiler-bundle", [str(FORMAT_VERSION)]),
         *(_line(kind, [name, *features]) for kind, targets in needs.items() for name, features in targets),
         _line("family", [str(manifest.target["family"])]),
+        *([] if manifest.least_capability is None else [_line("gpu", [str(manifest.least_capability)])]),
         *(_tensor("input", spec) for spec in manifest.inputs),
         *(_tensor("output", spec) for spec in manifest.outputs),
         *(_line("constant", [c.dtype, _shape(c.shape), str(c.offset)]) for c in manifest.constants),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.errors import BundleError, ConfigError
+from qcompiler.runtime.gpu import Placement
 from qcompiler.runtime.inputs import Array, describe, order_inputs, to_array
 from qcompiler.runtime.library import ENTRY, import_ffi, new_machine
 from qcompiler.runtime.manifest import Manifest, TensorSpec
@@ -41,7 +42,8 @@ class Model:
         self._manifest = manifest
         self._module = module
         self._threads = threads
-        self._constants = [import_ffi().from_dlpack(array) for array in constants]
+        self._placement = Placement(bool(manifest.architectures))
+        self._constants = [self._placement.to_model(import_ffi().from_dlpack(array)) for array in constants]
         self._idle: list[Callable[..., Any]] = []
         self._lock = threading.Lock()
         # Positions of outputs that lie in memory which is not theirs alone; None before the first run.
@@ -92,7 +94,7 @@ class Model:
         tensors = self._tensors(inputs)
         configure(self._threads)
         with self._machine() as machine:
-            outputs = _arrays_of(machine(*tensors))
+            outputs = self._arrays_of(machine(*tensors))
         if self._borrowed_outputs is None:
             self._borrowed_outputs = self._inspect(outputs, tensors)
         return tuple(o.copy() if i in self._borrowed_outputs else o for i, o in enumerate(outputs))
@@ -118,10 +120,12 @@ class Model:
         seconds = []
         with self._machine() as machine:
             machine(*tensors)
+            self._placement.wait()
             for _ in range(repeat):
                 start = time.perf_counter()
                 for _ in range(number):
                     machine(*tensors)
+                self._placement.wait()
                 seconds.append((time.perf_counter() - start) / number)
         return seconds
 
@@ -150,6 +154,7 @@ class Model:
 
         def watch(_function: Any, name: str, before: bool, *_arguments: Any) -> int:
             nonlocal start
+            self._placement.wait()
             now = time.perf_counter()
             if not before and not name.startswith(_MACHINE_NAMESPACE):
                 calls.append((str(name), now - start))
@@ -157,7 +162,7 @@ class Model:
             return 0  # "run the call", in TVM's convention
 
         # A machine keeps its instrument for good, so profiling has one of its own.
-        machine = new_machine(self._module)
+        machine = new_machine(self._module, self._placement.devices)
         machine["set_instrument"](import_ffi().convert(watch))
         function = machine[ENTRY]
         function(*tensors)
@@ -175,7 +180,8 @@ class Model:
         from_dlpack = import_ffi().from_dlpack
         values = order_inputs(self.inputs, inputs)
         tensors = [
-            from_dlpack(to_array(spec, value)) for spec, value in zip(self.inputs, values, strict=True)
+            self._placement.to_model(from_dlpack(to_array(spec, value)))
+            for spec, value in zip(self.inputs, values, strict=True)
         ]
         return tensors + self._constants
 
@@ -183,10 +189,18 @@ class Model:
     def _machine(self) -> Iterator[Callable[..., Any]]:
         """Lends a machine's entry function; after an error the machine is not used again."""
         with self._lock:
-            machine = self._idle.pop() if self._idle else new_machine(self._module)[ENTRY]
+            machine = (
+                self._idle.pop() if self._idle else new_machine(self._module, self._placement.devices)[ENTRY]
+            )
         yield machine
         with self._lock:
             self._idle.append(machine)
+
+    def _arrays_of(self, result: Any) -> list[Array]:
+        """The arrays of a result, which is a tensor or a nested sequence of them."""
+        if hasattr(result, "__dlpack__"):
+            return [np.from_dlpack(self._placement.to_caller(result))]
+        return [array for part in result for array in self._arrays_of(part)]
 
     def _inspect(self, outputs: list[Array], tensors: list[Any]) -> frozenset[int]:
         """Checks the outputs of a run against the manifest, and finds those that share their memory.
@@ -201,19 +215,14 @@ class Model:
                 f"library returns {', '.join(found)}, and the manifest says {', '.join(expected)}; "
                 "compile the model again"
             )
+        if self._placement.gpu:  # they were copied out of it
+            return frozenset()
         arguments = [np.from_dlpack(tensor) for tensor in tensors]
         return frozenset(
             i
             for i, output in enumerate(outputs)
             if any(np.may_share_memory(output, other) for other in (*arguments, *outputs[:i]))
         )
-
-
-def _arrays_of(result: Any) -> list[Array]:
-    """The arrays of a result, which is a tensor or a nested sequence of them."""
-    if hasattr(result, "__dlpack__"):
-        return [np.from_dlpack(result)]
-    return [array for part in result for array in _arrays_of(part)]
 
 
 def _check_counts(**counts: int) -> None:

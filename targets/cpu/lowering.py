@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, tirx
 from tvm.ir import Constant, Expr
-from tvm.s_tir import Schedule
 
 from qcompiler.targets.base import Target
 from qcompiler.targets.borders import NO_BORDER, QUANTIZE_TO_NHWC, Border, border_of
 from qcompiler.targets.cpu import elementwise, movement
 from qcompiler.targets.cpu.shapes import ConvShape, Kernel, unscheduled
 from qcompiler.targets.cpu.storage import Requantize, Storage
-from qcompiler.targets.workload import Workload
+from qcompiler.targets.workload import Sketch, Workload
 
 Lowering = Callable[[relax.Call, Target], "Lowered | None"]
 
@@ -33,6 +32,7 @@ class Lowered:
         args: what it is called with: activations of the call and packed constants.
         instruction: the multiply-accumulate instruction of its inner loop, or None.
         reason: why it is not the target's own, or None.
+        arithmetic: formats of activations, weights and sums of a float layer, for people; None for any other call.
         with_border: the kernel that writes its output inside a border, where it is not ``kernel`` with its stores moved.
     """
 
@@ -40,6 +40,7 @@ class Lowered:
     args: list[relax.Expr]
     instruction: str | None = None
     reason: str | None = None
+    arithmetic: str | None = None
     with_border: Callable[[Border], tirx.PrimFunc] | None = None
 
 
@@ -77,51 +78,81 @@ def conv_shape(call: relax.Call, data: tuple[int, ...] | None = None) -> ConvSha
     )  # fmt: skip
 
 
-def workload(kernel: Kernel, call: relax.Call, name: str, sketch: Callable[[Schedule], None]) -> Workload:
+def workload(kernel: Kernel, call: relax.Call, name: str, sketch: Sketch) -> Workload:
     """A kernel with one schedule and no samples in it."""
     extents = "x".join(str(d) for d in dims(call.args[0]))
     return Workload(name, f"{name} {extents}", unscheduled(kernel), (sketch,), tunable=False)
 
 
-def spatial(
-    kernel: Kernel, call: relax.Call, args: list[relax.Expr], target: Target, *, element_bytes: int
-) -> Lowered:
-    shapes = [tuple(int(d) for d in t.shape) for t in kernel.tensors]
-    out = shapes[-1]
-    flat = all(s == out or s == (256,) for s in shapes)
-    sketch = partial(
-        elementwise.schedule_spatial,
-        cycles=prod(out) // 2,
-        vector=target.vector_bits // 8 // element_bytes,
-        flat=flat and len(out) > 0,
-    )
-    return Lowered(workload(kernel, call, str(call.op.name).removeprefix("qc."), sketch), args)
+class Schedules(Protocol):
+    """How a family schedules kernels that map or move bytes; ``call`` is what a kernel computes."""
+
+    def spatial(self, kernel: Kernel, call: relax.Call, target: Target, *, element_bytes: int) -> Sketch:
+        """Of a kernel whose elements are computed each for itself from such of ``element_bytes``, in one block."""
+
+    def pool(self, call: relax.Call, target: Target, *, epilogue: bool) -> Sketch:
+        """Of a window in loops, block ``acc`` before ``out`` where there is an ``epilogue``, else ``out`` alone."""
+
+    def transpose(self, call: relax.Call, target: Target) -> Sketch:
+        """Of a kernel that reads NCHW and writes NHWC."""
+
+
+class CpuSchedules:
+    """Loops over the output in vectors, shared among threads where that is worth it."""
+
+    def spatial(self, kernel: Kernel, call: relax.Call, target: Target, *, element_bytes: int) -> Sketch:
+        shapes = [tuple(int(d) for d in t.shape) for t in kernel.tensors]
+        out = shapes[-1]
+        flat = all(s == out or s == (256,) for s in shapes)
+        return partial(
+            elementwise.schedule_spatial,
+            cycles=prod(out) // 2,
+            vector=target.vector_bits // 8 // element_bytes,
+            flat=flat and len(out) > 0,
+        )
+
+    def pool(self, call: relax.Call, target: Target, *, epilogue: bool) -> Sketch:
+        vector = target.int32_lanes if epilogue else target.vector_bits // 8
+        cycles = prod(dims(call.args[0])) // 4
+        return partial(elementwise.schedule_pool, cycles=cycles, vector=vector, epilogue=epilogue)
+
+    def transpose(self, call: relax.Call, target: Target) -> Sketch:
+        cycles = prod(dims(call.args[0])) // 2
+        return partial(elementwise.schedule_transpose, cycles=cycles, lanes=target.int32_lanes)
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The lowerings that families of processors share.
+    """The lowerings that families share.
 
     Attributes:
         storage: how activations lie in memory.
         requantization: an operator's last step, from its attributes, for scaled values of at most a magnitude.
         bounded: puts bounds, in terms of q, to an int32 and stores it.
+        schedules: of the kernels.
     """
 
     storage: Storage
     requantization: Callable[[Any, float], Requantize]
     bounded: Callable[[Expr, int, int], Expr]
+    schedules: Schedules = field(default_factory=CpuSchedules)
+
+    def spatial(
+        self, kernel: Kernel, call: relax.Call, args: list[relax.Expr], target: Target, *, element_bytes: int
+    ) -> Lowered:
+        sketch = self.schedules.spatial(kernel, call, target, element_bytes=element_bytes)
+        return Lowered(workload(kernel, call, str(call.op.name).removeprefix("qc."), sketch), args)
 
     def quantize(self, call: relax.Call, target: Target) -> Lowered:
         last = self.requantization(call.attrs, float("inf"))
         kernel = elementwise.quantize(dims(call.args[0]), float(call.attrs["inv_scale"]), last)
-        return spatial(kernel, call, [call.args[0]], target, element_bytes=4)
+        return self.spatial(kernel, call, [call.args[0]], target, element_bytes=4)
 
     def dequantize(self, call: relax.Call, target: Target) -> Lowered:
         kernel = elementwise.dequantize(
             dims(call.args[0]), float(call.attrs["scale"]), int(call.attrs["zero_point"]), self.storage
         )
-        return spatial(kernel, call, [call.args[0]], target, element_bytes=4)
+        return self.spatial(kernel, call, [call.args[0]], target, element_bytes=4)
 
     def add(self, call: relax.Call, target: Target) -> Lowered:
         a = call.attrs
@@ -130,7 +161,7 @@ class Shared:
             (int(a["a_multiplier"]), int(a["b_multiplier"])), int(a["offset"]), int(a["shift"]),
             lambda value: self.bounded(value, int(a["lo"]), int(a["hi"])), self.storage,
         )  # fmt: skip
-        return spatial(kernel, call, list(call.args), target, element_bytes=4)
+        return self.spatial(kernel, call, list(call.args), target, element_bytes=4)
 
     def mul(self, call: relax.Call, target: Target) -> Lowered:
         a = call.attrs
@@ -140,7 +171,7 @@ class Shared:
             (int(a["a_zero_point"]), int(a["b_zero_point"])), multiplier, self.requantization(a, 255 * 255 * abs(multiplier)),
             self.storage,
         )  # fmt: skip
-        return spatial(kernel, call, list(call.args), target, element_bytes=4)
+        return self.spatial(kernel, call, list(call.args), target, element_bytes=4)
 
     def max_pool2d(self, call: relax.Call, target: Target) -> Lowered:
         a = call.attrs
@@ -149,11 +180,8 @@ class Shared:
             ints(a["dilation"]), self.storage,
         )  # fmt: skip
         if kernel.whole:
-            return spatial(kernel, call, [call.args[0]], target, element_bytes=1)
-        sketch = partial(
-            elementwise.schedule_pool,
-            cycles=prod(dims(call.args[0])) // 4, vector=target.vector_bits // 8, epilogue=False,
-        )  # fmt: skip
+            return self.spatial(kernel, call, [call.args[0]], target, element_bytes=1)
+        sketch = self.schedules.pool(call, target, epilogue=False)
         return Lowered(workload(kernel, call, "max_pool2d", sketch), [call.args[0]])
 
     def avg_pool2d(self, call: relax.Call, target: Target) -> Lowered:
@@ -165,10 +193,7 @@ class Shared:
             dims(call.args[0]), multiplier.shape, window, ints(a["strides"]), ints(a["padding"]),
             int(a["input_zero_point"]), self.requantization(a, magnitude), self.storage,
         )  # fmt: skip
-        sketch = partial(
-            elementwise.schedule_pool,
-            cycles=prod(dims(call.args[0])) // 4, vector=target.int32_lanes, epilogue=True,
-        )  # fmt: skip
+        sketch = self.schedules.pool(call, target, epilogue=True)
         return Lowered(workload(kernel, call, "avg_pool2d", sketch), [call.args[0], call.args[1]])
 
     def concat(self, call: relax.Call, target: Target) -> Lowered | None:
@@ -213,25 +238,30 @@ class Shared:
                 dtype=self.storage.dtype,
             )
             return Lowered(kernel(border=NO_BORDER), [call.args[0]], with_border=lambda b: kernel(border=b))
-        transposed = elementwise.quantize_to_nhwc(shape, inv_scale, last)
-        sketch = partial(
-            elementwise.schedule_transpose, cycles=prod(dims(call.args[0])) // 2, lanes=target.int32_lanes
-        )
-        return Lowered(workload(transposed, call, "quantize_to_nhwc", sketch), [call.args[0]])
+        return self.quantize_transposed(call, target)
+
+    def quantize_transposed(self, call: relax.Call, target: Target) -> Lowered:
+        """The same in loops over the output, for any number of channels."""
+        last = self.requantization(call.attrs, float("inf"))
+        kernel = elementwise.quantize_to_nhwc(dims(call.args[0]), float(call.attrs["inv_scale"]), last)
+        sketch = self.schedules.transpose(call, target)
+        return Lowered(workload(kernel, call, "quantize_to_nhwc", sketch), [call.args[0]])
 
     def pad(self, call: relax.Call, target: Target) -> Lowered | None:
-        """Constant padding of rows and columns of an NHWC tensor of bytes; any other is TVM's."""
+        """Constant padding of rows and columns of an NHWC activation; any other is TVM's."""
         border = border_of(call)
         if border is None:
             return None
+        dtype = str(call.ty.dtype)
+        vector = target.vector_bits // 8 // np.dtype(dtype).itemsize
         return Lowered(
-            movement.pad(dims(call.args[0]), border, target.vector_bits // 8, str(call.ty.dtype)),
+            movement.pad(dims(call.args[0]), border, vector, dtype),
             [call.args[0]],
         )
 
     @property
-    def lowerings(self) -> dict[str, Lowering]:
-        """All of them, by operator."""
+    def elementwise(self) -> dict[str, Lowering]:
+        """Those of integer operators, by operator: their kernels say nothing of the machine."""
         return {
             "qc.quantize": self.quantize,
             "qc.dequantize": self.dequantize,
@@ -239,6 +269,13 @@ class Shared:
             "qc.mul": self.mul,
             "qc.max_pool2d": self.max_pool2d,
             "qc.avg_pool2d": self.avg_pool2d,
+        }
+
+    @property
+    def lowerings(self) -> dict[str, Lowering]:
+        """All of them, by operator; those that move bytes are written in the vectors of a processor."""
+        return {
+            **self.elementwise,
             "relax.concat": self.concat,
             "relax.nn.pad": self.pad,
             "relax.permute_dims": self.permute_dims,

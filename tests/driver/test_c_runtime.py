@@ -17,7 +17,7 @@ from qcompiler.driver.cross import emulator
 from qcompiler.driver.machines import MACHINES, machine_of
 from qcompiler.errors import BuildError
 
-ELF_MACHINES = {"x86": 62, "arm": 183}
+ELF_MACHINES = {"x86": 62, "arm": 183, "cuda": 62}
 
 
 @pytest.mark.parametrize("family", sorted(MACHINES))
@@ -32,7 +32,7 @@ def test_library_is_the_machines_and_names_no_path(family: str) -> None:
 
 def test_unknown_family_is_named() -> None:
     with pytest.raises(
-        BuildError, match="no machine is known for targets of family 'riscv'; known: x86, arm"
+        BuildError, match="no machine is known for targets of family 'riscv'; known: x86, arm, cuda"
     ):
         machine_of("riscv")
 

@@ -201,7 +201,7 @@ def test_another_architectures_bundle(bundle: Path, refused: Callable[..., None]
 def test_another_formats_bundle(bundle: Path, refused: Refused) -> None:
     for name, old, new in (
         ("manifest.json", b'"format_version": 4', b'"format_version": 5'),
-        ("manifest.txt", b"qcompiler-bundle 3", b"qcompiler-bundle 4"),
+        ("manifest.txt", b"qcompiler-bundle 4", b"qcompiler-bundle 5"),
     ):
         (bundle / name).write_bytes((bundle / name).read_bytes().replace(old, new))
     refused(

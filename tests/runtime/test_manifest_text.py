@@ -35,7 +35,7 @@ def sample() -> Manifest:
 def test_lines() -> None:
     bits = struct.pack(">d", 0.5).hex()
     assert manifest_text(sample(), JSON) == with_digest(
-        "qcompiler-bundle 3\n"
+        "qcompiler-bundle 4\n"
         "target x86-avx2 avx2 fma\n"
         "alternative x86-avx512 avx512f\n"
         "alternative x86-sse sse2\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qc_modules import ARM_TARGETS, TARGETS, Case, Suite, const
+from qc_modules import ARM_TARGETS, CUDA_TARGET, TARGETS, Case, Suite, const
 from tvm import relax
 
 from qcompiler import operators
@@ -104,7 +104,7 @@ GROUPED = [
 SUITE = Suite([*DENSE, *GROUPED])
 
 
-@pytest.mark.parametrize("target", [*TARGETS, *ARM_TARGETS])
+@pytest.mark.parametrize("target", [*TARGETS, *ARM_TARGETS, CUDA_TARGET])
 @pytest.mark.parametrize("name", SUITE.cases)
 def test_equals_the_reference(name: str, target: str) -> None:
     SUITE.check(name, target)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qc_modules import TARGETS, Case, Suite, const
+from qc_modules import CUDA_TARGET, TARGETS, Case, Suite, const
 from tvm import relax
 
 from qcompiler import operators
@@ -76,7 +76,7 @@ SUITE = Suite(
 )
 
 
-@pytest.mark.parametrize("target", [*TARGETS, "arm-neon"])
+@pytest.mark.parametrize("target", [*TARGETS, "arm-neon", CUDA_TARGET])
 @pytest.mark.parametrize("name", SUITE.cases)
 def test_equals_the_reference(name: str, target: str) -> None:
     SUITE.check(name, target)

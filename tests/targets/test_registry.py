@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from qcompiler.errors import TargetError
-from qcompiler.targets import arm, registry
+from qcompiler.targets import arm, cuda, registry
 from qcompiler.targets.arm import features as arm_features
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 from qcompiler.targets.host import Host, read_host
 from qcompiler.targets.registry import known, llvm_features, resolve, to_tvm
 from qcompiler.targets.x86 import AVX2, AVX512, AVX512_VNNI, AVX_VNNI, MCPU_ALIASES, ZNVER4
@@ -49,6 +49,12 @@ TABLE = [
     ("arm-neoverse-n1", "sdot", 128, 32, 32, "neoverse_n1"),
     ("arm-neoverse-v1", "smmla", 128, 32, 128, "neoverse_v1"),
     ("arm-apple-m1", "sdot", 128, 32, 64, "m1"),
+    ("cuda", "mma.sync", 128, 255, 1024, "turing"),
+    ("cuda-sm75", "mma.sync", 128, 255, 1024, "turing"),
+    ("cuda-sm80", "mma.sync", 128, 255, 2048, "ampere"),
+    ("cuda-sm86", "mma.sync", 128, 255, 1024, "ampere"),
+    ("cuda-sm89", "mma.sync", 128, 255, 1024, "ada"),
+    ("cuda-sm90", "mma.sync", 128, 255, 4096, "hopper"),
 ]
 
 UNASKED = {
@@ -91,7 +97,10 @@ def test_table_of_targets() -> None:
     assert found == TABLE
 
 
-@pytest.mark.parametrize("target", known(), ids=ids)
+PROCESSORS = [t for t in known() if t.family != "cuda"]
+
+
+@pytest.mark.parametrize("target", PROCESSORS, ids=ids)
 def test_requirements_are_what_llvm_may_use(target: Target) -> None:
     features = llvm_features(target)
     family, unasked, tuning = {
@@ -138,6 +147,10 @@ def test_description_agrees_with_llvm_and_archspec(target: Target) -> None:
 @pytest.mark.parametrize("target", known(), ids=ids)
 def test_tvm_target(target: Target) -> None:
     made = to_tvm(target, 3)
+    if isinstance(target, GpuTarget):
+        assert (made.kind.name, made.attrs["arch"]) == ("cuda", target.architectures[0])
+        assert int(made.attrs["max_shared_memory_per_block"]) == target.shared_bytes
+        made = made.host
     assert (made.kind.name, made.attrs["mcpu"], int(made.attrs["num-cores"])) == ("llvm", target.mcpu, 3)
     assert int(made.attrs["opt-level"]) == target.opt_level
     assert tuple(str(f) for f in made.attrs.get("mattr", [])) == target.llvm_features
@@ -184,6 +197,20 @@ def test_impossible_descriptions_are_refused(field: str, value: int) -> None:
     changes: dict[str, Any] = {field: value}
     with pytest.raises(TargetError, match=f"x86-avx2: {field} is {value}"):
         replace(AVX2, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ()}, "architectures are .*give at least one"),
+        ({"architectures": ("sm_80", "sm_75")}, "architectures are .*ascending"),
+        ({"multiprocessors": 0}, "multiprocessors is 0"),
+        ({"vector_bits": 7}, "vector_bits is 7"),
+    ],
+)
+def test_impossible_gpus_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TargetError, match=f"cuda-sm80: {message}"):
+        replace(cuda.SM80, **changes)
 
 
 def host(features: tuple[str, ...], l1: int | None = None, l2: int | None = None) -> Host:

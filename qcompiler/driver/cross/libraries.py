@@ -15,9 +15,10 @@ from pathlib import Path
 import tvm_ffi.libinfo
 from tvm import libinfo
 
+from qcompiler.driver.gpu.nvrtc import INSTALL, toolkit
 from qcompiler.driver.machines import Machine, machine_of
 from qcompiler.errors import BuildError
-from qcompiler.runtime.manifest import FFI_LIBRARY_NAME, RUNTIME_LIBRARY_NAME
+from qcompiler.runtime.manifest import FFI_LIBRARY_NAME, GPU_LIBRARY_NAMES, RUNTIME_LIBRARY_NAME
 
 _PACKAGES = {RUNTIME_LIBRARY_NAME: "apache-tvm", FFI_LIBRARY_NAME: "apache-tvm-ffi"}
 
@@ -39,14 +40,32 @@ def runtime_libraries(family: str) -> dict[str, Path]:
     """
     machine = machine_of(family)
     if machine.name == platform.machine():
-        return {
+        found = {
             RUNTIME_LIBRARY_NAME: Path(libinfo.find_libtvm_runtime()),
             FFI_LIBRARY_NAME: Path(tvm_ffi.libinfo.find_libtvm_ffi()),
         }
-    return {name: _foreign(name, package, machine) for name, package in _PACKAGES.items()}
+    else:
+        found = {name: foreign_library(name, package, machine) for name, package in _PACKAGES.items()}
+    return {**found, **gpu_libraries(found[RUNTIME_LIBRARY_NAME])} if family == "cuda" else found
 
 
-def _foreign(name: str, package: str, machine: Machine) -> Path:
+def gpu_libraries(runtime: Path) -> dict[str, Path]:
+    """TVM's runtime for GPUs, which lies beside its ``runtime``, and NVIDIA's that it is linked with.
+
+    Raises:
+        BuildError: one of them is missing.
+    """
+    nvidia, own = GPU_LIBRARY_NAMES
+    found = {nvidia: toolkit() / "lib" / Path(nvidia).name, own: runtime.with_name(Path(own).name)}
+    missing = [path for path in found.values() if not path.is_file()]
+    if missing:
+        raise BuildError(
+            f"a bundle for GPUs holds {missing[0].name}, which is not at {missing[0]}; run {INSTALL}"
+        )
+    return found
+
+
+def foreign_library(name: str, package: str, machine: Machine) -> Path:
     """Library ``name`` of the wheel of ``package`` for ``machine``, in the installed version."""
     version = importlib.metadata.version(package)
     path = cache_folder() / f"{package}-{version}-{machine.name}" / Path(name).name

@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from qcompiler.config import CompileConfig
+from qcompiler.quantization.batch_norms import attribute
 from qcompiler.quantization.observers import AutoObserver
 from qcompiler.quantization.optimize.bias import correct_biases, correct_biases_fast
 from qcompiler.quantization.optimize.effects import Batch, Change, Effect, Judge, divide
@@ -125,7 +126,7 @@ def _in_place(
 ) -> Prepared:
     """Change a graph's weights and biases, and put them back if that does not help."""
     graph = best.simulation.prepared
-    saved = {key: tensor.clone() for key, tensor in graph.named_parameters()}
+    saved = {name: tensor.clone() for name, tensor in _constants(graph).items()}
     done = fit(best.simulation, batches)
     # Nodes may have been added, and the constants' rounded values are old.
     changed = Simulation(graph)
@@ -135,11 +136,16 @@ def _in_place(
     effects.append(_effect(name, best.sqnr_db, score, kept, done))
     if kept:
         return Prepared(changed, score)
-    for key, tensor in graph.named_parameters():
-        with torch.no_grad():
-            # A bias that was added stays as zeros, which change nothing.
-            tensor.copy_(saved[key] if key in saved else torch.zeros_like(tensor))
+    for name, tensor in _constants(graph).items():
+        # A bias that was added stays as zeros, which change nothing.
+        tensor.copy_(saved[name] if name in saved else torch.zeros_like(tensor))
     return Prepared(Simulation(graph), best.sqnr_db)
+
+
+def _constants(graph: GraphModule) -> dict[str, torch.Tensor]:
+    """Weights, biases and other tensors that a graph reads, parameters and buffers alike."""
+    names = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
+    return {name: attribute(graph, name) for name in names}
 
 
 def _effect(name: str, before: float, after: float, kept: bool, change: Change) -> Effect:

@@ -1,12 +1,13 @@
 """Weights are rounded up or down such that the layer's outputs change least, not the weights themselves.
 
 With a float weight ``w``, the rounded one ``w + d`` and quantized inputs ``x``, the squared error of an output channel
-over the calibration data is ``d H d - 2 r d`` up to a constant, where ``H`` is the mean of ``x x`` and ``r`` that of ``x``
-times what the output lacks for the errors of the layers before (Nagel et al., "Up or down? Adaptive rounding for
-post-training quantization", 2020, equation 20, with the quantized inputs of section 3.4). Each weight has two values to
-choose from, its neighbours in the grid. The paper relaxes the choice and descends along gradients; here each weight is
-flipped in turn if that lowers the error, until no flip does. The result is deterministic, and on the data it is never
-worse than rounding to the nearest.
+over the calibration data is ``d H d``, where ``H`` is the mean of ``x x`` (Nagel et al., "Up or down? Adaptive rounding
+for post-training quantization", 2020, equation 20). Each weight has two values to choose from, its neighbours in the grid.
+The paper relaxes the choice and descends along gradients; here each weight is flipped in turn if that lowers the error,
+until no flip does. The result is deterministic, and on the data it is never worse than rounding to the nearest.
+
+The paper's section 3.4 lets a layer make up for the errors of the layers before it, too. Most of these are rounding of
+activations, of which there is nothing to learn: on ResNet-20 that fitted noise, and cost 0.2 dB on other images.
 """
 
 from __future__ import annotations
@@ -48,17 +49,10 @@ def round_adaptively(simulation: Simulation, batches: list[Batch]) -> Change:
         scale, _ = observer.calculate_qparams()
         groups = argument(layer.node, 6, "groups", 1) if layer.node.target is aten.conv2d.default else 1
         assert isinstance(groups, int), layer
-        bias = layer.bias
-        moments, lacks = _moments(
-            layer,
-            samples,
-            weight,
-            None if bias is None else attribute(simulation.prepared, str(bias.target)),
-            groups,
-        )
         grouped = weight.double().reshape(groups, weight.shape[0] // groups, -1)
         steps = scale.double().reshape(groups, -1, 1)
-        rounded = best_rounding(grouped, steps, moments, lacks, observer.quant_min, observer.quant_max)
+        moments = _moments(layer, samples, weight, groups)
+        rounded = best_rounding(grouped, steps, moments, observer.quant_min, observer.quant_max)
         weight.copy_(rounded.reshape(weight.shape))
 
     walk(simulation, batches, layers, adapt)
@@ -66,53 +60,37 @@ def round_adaptively(simulation: Simulation, batches: list[Batch]) -> Change:
     return Change(len(layers), ("the weight is used more than once",) * others)
 
 
-def _moments(
-    layer: Layer, samples: Samples, weight: torch.Tensor, bias: torch.Tensor | None, groups: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean of the inputs' products, and that of inputs times what the output lacks.
-
-    Returns:
-        Float64 [groups, inputs, inputs] and [groups, outputs of a group, inputs].
-    """
+def _moments(layer: Layer, samples: Samples, weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """The mean of the products of a layer's inputs, float64 [groups, inputs, inputs]."""
     inputs = weight[0].numel()
-    flat = weight.reshape(groups, -1, inputs)
     products = torch.zeros(groups, inputs, inputs)
-    lacks = torch.zeros(groups, flat.shape[1], inputs)
     share = max(_LEAST_POSITIONS, POSITIONS * inputs) // len(samples.inputs) + 1
     count = 0
-    for x, expected in zip(samples.inputs, samples.expected, strict=True):
-        for columns, wanted in _columns(layer, x, expected, weight, groups, share):
-            found = flat @ columns
-            if bias is not None:
-                found += bias.reshape(groups, -1, 1)
+    for x in samples.inputs:
+        for columns in _columns(layer, x, weight, groups, share):
             products += columns @ columns.transpose(1, 2)
-            lacks += (wanted - found) @ columns.transpose(1, 2)
             count += columns.shape[2]
-    return products.double() / count, lacks.double() / count
+    return products.double() / count
 
 
 def _columns(
-    layer: Layer, x: torch.Tensor, expected: torch.Tensor, weight: torch.Tensor, groups: int, share: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """About ``share`` of a batch's windows and outputs: [groups, inputs, positions], [groups, outputs, positions]."""
+    layer: Layer, x: torch.Tensor, weight: torch.Tensor, groups: int, share: int
+) -> Iterator[torch.Tensor]:
+    """About ``share`` of a batch's windows, as [groups, inputs, positions]."""
     if layer.node.target is aten.linear.default:
-        rows, wanted = x.reshape(-1, x.shape[-1]), expected.reshape(-1, expected.shape[-1])
-        kept = slice(None, None, max(1, len(rows) // share))
-        yield rows[kept].T[None], wanted[kept].T[None]
+        rows = x.reshape(-1, x.shape[-1])
+        yield rows[:: max(1, len(rows) // share)].T[None]
         return
     stride, padding, dilation = (
         _pair(argument(layer.node, k, name, default))
         for k, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     )
     share = max(1, share // len(x))
-    for sample, wanted in zip(x, expected, strict=True):
+    for sample in x:
         # A copy of the window's elements for each position; of some positions only, it would not be quicker.
         windows = F.unfold(sample[None], weight.shape[2:], dilation, padding, stride)[0]
-        kept = slice(None, None, max(1, windows.shape[1] // share))
-        yield (
-            windows[:, kept].reshape(groups, -1, windows[:, kept].shape[1]),
-            wanted.flatten(1)[:, kept].reshape(groups, weight.shape[0] // groups, -1),
-        )
+        kept = windows[:, :: max(1, windows.shape[1] // share)]
+        yield kept.reshape(groups, -1, kept.shape[1])
 
 
 def _pair(value: object) -> tuple[int, int]:
@@ -122,7 +100,7 @@ def _pair(value: object) -> tuple[int, int]:
 
 
 def best_rounding(
-    weight: torch.Tensor, steps: torch.Tensor, moments: torch.Tensor, lacks: torch.Tensor, low: int, high: int
+    weight: torch.Tensor, steps: torch.Tensor, moments: torch.Tensor, low: int, high: int
 ) -> torch.Tensor:
     """Multiples of the steps next to the weights, of the least error.
 
@@ -130,7 +108,6 @@ def best_rounding(
         weight: float64 [groups, rows, inputs].
         steps: float64, broadcast over it; the distance of two neighbouring values.
         moments: float64 [groups, inputs, inputs], symmetric: ``H``.
-        lacks: float64 [groups, rows, inputs]: ``r``.
         low: the least quantized value.
         high: the largest.
 
@@ -145,7 +122,7 @@ def best_rounding(
     curvature = (moments + damping[:, None, None] * torch.eye(moments.shape[1], dtype=torch.float64)).float()
     step = steps.float().expand(weight.shape[0], weight.shape[1], 1)
     current, flip = nearest.float(), (other - nearest).float()
-    gradient = (((nearest - exact) * steps).float() @ curvature) - lacks.float()
+    gradient = ((nearest - exact) * steps).float() @ curvature
     for _ in range(SWEEPS):
         flips = sum(
             _sweep_block(slice(k, k + BLOCK), current, flip, step, gradient, curvature)

@@ -7,11 +7,15 @@ import math
 import pytest
 import torch
 from prepared import BATCHES, calibrated, damaged, plain
+from small_networks import Calls
+from torch import nn
 
 from qcompiler.config import EFFORTS, CompileConfig, Methods
 from qcompiler.errors import ConfigError
+from qcompiler.quantization.batch_norms import attribute
 from qcompiler.quantization.optimize import apply
 from qcompiler.quantization.optimize.effects import Change, divide, sqnr
+from qcompiler.quantization.optimize.sweep import add_to_bias, layers_of
 from qcompiler.quantization.quantizer import Calibrated
 from qcompiler.quantization.simulation import Simulation
 
@@ -48,15 +52,25 @@ def test_max_effort_repairs_an_outlier_channel() -> None:
     assert noise_db(best) > noise_db(calibrated(plain())) - 3
 
 
-def test_what_makes_outputs_worse_is_undone(monkeypatch) -> None:
+def in_buffers() -> nn.Module:
+    """A convolution whose weight and bias are no parameters, as of models that come from elsewhere."""
+    module = Calls(lambda m, x: nn.functional.conv2d(x, m.w, m.b).mean((2, 3)))
+    module.register_buffer("w", torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+    module.register_buffer("b", torch.ones(4))
+    return module.eval()
+
+
+@pytest.mark.parametrize("make", [plain, in_buffers])
+def test_what_makes_outputs_worse_is_undone(make, monkeypatch) -> None:
     def spoil(simulation, batches):
-        for parameter in simulation.prepared.parameters():
-            parameter.mul_(1.5)
+        for layer in layers_of(simulation):
+            attribute(simulation.prepared, str(layer.weight.target)).mul_(1.5)
+            add_to_bias(simulation.prepared, layer, torch.ones(1))
         return Change(1)
 
     monkeypatch.setattr(apply, "correct_biases", spoil)
-    expected = calibrated(plain())
-    found = calibrated(plain(), CompileConfig(bias_correction="empirical"))
+    expected = calibrated(make())
+    found = calibrated(make(), CompileConfig(bias_correction="empirical"))
     (effect,) = found.effects
     assert not effect.kept
     assert effect.after_db < effect.before_db
@@ -71,6 +85,13 @@ def test_effects_are_chained(kept: bool, monkeypatch) -> None:
     first, second = result.effects
     assert first.kept == kept
     assert second.before_db == (first.after_db if kept else first.before_db)
+
+
+def test_the_user_s_own_weights_stay_as_they_are() -> None:
+    module = damaged()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    calibrated(module, CompileConfig(effort="max"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 def test_options_override_the_effort() -> None:

@@ -43,7 +43,8 @@ typedef enum qc_status {
   QC_ERROR_INPUT = 5,    /* buffers of a run have the wrong number or sizes */
   QC_ERROR_THREADS = 6,  /* the calling thread's workers cannot be set up */
   QC_ERROR_MEMORY = 7,   /* out of memory */
-  QC_ERROR_RUNTIME = 8   /* TVM's runtime failed; its own words are in qc_error() */
+  QC_ERROR_RUNTIME = 8,  /* TVM's runtime failed; its own words are in qc_error() */
+  QC_ERROR_GPU = 9       /* the bundle needs a GPU, or a driver, that this machine lacks */
 } qc_status;
 
 /* A loaded model. */

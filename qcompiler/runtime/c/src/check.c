@@ -123,9 +123,13 @@ static qc_status check_presence(const char *bundle, const manifest *m, off_t *si
 
 qc_status check_bundle(const char *bundle, const manifest *m) {
   static const char *const required[] = {LIBRARY, TVM_RUNTIME, TVM_FFI, "manifest.json"};
+  static const char *const of_gpus[] = {CUDART, TVM_RUNTIME_CUDA};
   for (size_t i = 0; i < sizeof required / sizeof *required; ++i)
     if (!manifest_file(m, required[i]))
       return fail(QC_ERROR_BUNDLE, "bundle %s: its manifest lists no %s; compile the model again", bundle, required[i]);
+  for (size_t i = 0; m->capability && i < sizeof of_gpus / sizeof *of_gpus; ++i)
+    if (!manifest_file(m, of_gpus[i]))
+      return fail(QC_ERROR_BUNDLE, "bundle %s: its manifest lists no %s; compile the model again", bundle, of_gpus[i]);
   if (m->constant_count && !manifest_file(m, CONSTANTS))
     return fail(QC_ERROR_BUNDLE, "bundle %s: its manifest lists no " CONSTANTS "; compile the model again", bundle);
   off_t *sizes = calloc(m->file_count, sizeof *sizes);

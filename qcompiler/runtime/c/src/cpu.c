@@ -11,12 +11,15 @@
 
 #if defined(__x86_64__)
 #define FAMILY "x86"
+#define GPU_FAMILY "cuda"
 #define FLAGS "flags"
 #elif defined(__aarch64__)
 #define FAMILY "arm"
+#define GPU_FAMILY "unknown"
 #define FLAGS "Features"
 #else
 #define FAMILY "unknown"
+#define GPU_FAMILY "unknown"
 #define FLAGS "flags"
 #endif
 
@@ -108,7 +111,7 @@ static qc_status refuse(const manifest *m, bool **present, const char *cpu) {
 qc_status check_cpu(const manifest *m) {
   struct utsname machine;
   uname(&machine);
-  if (strcmp(m->family, FAMILY))
+  if (strcmp(m->family, FAMILY) && strcmp(m->family, GPU_FAMILY))
     return fail(QC_ERROR_CPU,
                 "bundle is for %s Linux (target %s); this machine is %s; compile the model for a target of this machine",
                 m->family, m->target.name, machine.machine);

@@ -14,6 +14,8 @@
 #define CONSTANTS "constants.bin"
 #define TVM_RUNTIME "lib/libtvm_runtime.so"
 #define TVM_FFI "lib/libtvm_ffi.so"
+#define CUDART "lib/libcudart.so.13"
+#define TVM_RUNTIME_CUDA "lib/libtvm_runtime_cuda.so"
 
 #define DIGEST_HEX 64 /* characters of a SHA-256 in hexadecimal */
 #define ALIGNMENT 64  /* bytes; kernels load whole vector registers with aligned instructions */
@@ -73,6 +75,7 @@ typedef struct {
   char *text;  /* the file; all strings point into it */
   target_needs target;
   char *family;
+  int capability; /* compute capability that the GPU code needs, as 80 for 8.0; 0 without GPU code */
   target_needs *alternatives;
   tensor_spec *inputs, *outputs, *constants;
   file_entry *files;
@@ -89,6 +92,9 @@ qc_status check_bundle(const char *bundle, const manifest *m);
 /* cpu.c */
 qc_status check_cpu(const manifest *m);
 
+/* gpu.c */
+qc_status check_gpu(const manifest *m);
+
 /* threads.c */
 int default_threads(void);
 int available_cpus(int *numbers, int capacity); /* how many there are; the first of them are written */
@@ -103,7 +109,9 @@ void tvm_unload(tvm_library *library);
 qc_status tvm_new_machine(tvm_library *library, tvm_machine **out);
 void tvm_free_machine(tvm_machine *machine);
 qc_status tvm_configure_threads(int threads);
-qc_status tvm_tensor(const tensor_spec *spec, void *data, tvm_handle *out); /* shows memory, does not own it */
+/* Shows memory, does not own it; with gpu a copy of it, which the GPU has. */
+qc_status tvm_tensor(const tensor_spec *spec, void *data, bool gpu, tvm_handle *out);
+qc_status tvm_read(const DLTensor *output, void *to, size_t size); /* an output of tvm_call */
 void tvm_release(tvm_handle handle);
 
 /* Calls the model; on success *result is to be released, and outputs point into it, count of them. */

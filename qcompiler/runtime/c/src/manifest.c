@@ -178,6 +178,11 @@ static qc_status parse_line(char *line, manifest *m) {
     m->family = next_field(&rest);
     return m->family ? QC_OK : malformed(keyword);
   }
+  if (!strcmp(keyword, "gpu")) {
+    const char *capability = next_field(&rest);
+    m->capability = capability ? atoi(capability) : 0;
+    return m->capability > 0 && !rest ? QC_OK : malformed(keyword);
+  }
   if (!strcmp(keyword, "alternative")) {
     target_needs *list = grow(m->alternatives, m->alternative_count, sizeof *list);
     if (!list) return out_of_memory();

@@ -83,7 +83,7 @@ static qc_status map_constants(const char *bundle, qc_model *model) {
     if (spec->offset > model->mapped_size || spec->size > model->mapped_size - spec->offset)
       return fail(QC_ERROR_BUNDLE, "bundle %s: " CONSTANTS " is smaller than the manifest says; compile the model again",
                   bundle);
-    status = tvm_tensor(spec, (char *)model->mapped + spec->offset, &model->constants[i]);
+    status = tvm_tensor(spec, (char *)model->mapped + spec->offset, m->capability > 0, &model->constants[i]);
   }
   return status;
 }
@@ -92,6 +92,7 @@ static qc_status load(const char *bundle, qc_model *model) {
   TRY(manifest_read(bundle, &model->manifest));
   TRY(check_bundle(bundle, &model->manifest));
   TRY(check_cpu(&model->manifest));
+  TRY(check_gpu(&model->manifest));
   TRY(tvm_load(bundle, &model->manifest, &model->library));
   TRY(map_constants(bundle, model));
   slot *first = NULL; /* now, so that a library that does not start is told here */
@@ -188,7 +189,7 @@ static qc_status check_buffers(const char *kind, const tensor_spec *specs, size_
 }
 
 /* A tensor over the caller's memory, or over a copy where that is not aligned. */
-static qc_status wrap_input(const tensor_spec *spec, const qc_buffer *buffer, void **copy, tvm_handle *out) {
+static qc_status wrap_input(const tensor_spec *spec, const qc_buffer *buffer, bool gpu, void **copy, tvm_handle *out) {
   void *data = buffer->data;
   if ((uintptr_t)data % ALIGNMENT || !data) {
     if (!*copy) *copy = aligned_alloc(ALIGNMENT, (spec->size / ALIGNMENT + 1) * ALIGNMENT);
@@ -196,7 +197,7 @@ static qc_status wrap_input(const tensor_spec *spec, const qc_buffer *buffer, vo
     if (spec->size) memcpy(*copy, data, spec->size);
     data = *copy;
   }
-  return tvm_tensor(spec, data, out);
+  return tvm_tensor(spec, data, gpu, out);
 }
 
 static qc_status check_output(const tensor_spec *spec, const DLTensor *tensor) {
@@ -212,15 +213,15 @@ static qc_status run(const manifest *m, slot *s, const qc_buffer *inputs, const 
   size_t wrapped = 0;
   qc_status status = QC_OK;
   for (; status == QC_OK && wrapped < m->input_count; wrapped += status == QC_OK)
-    status = wrap_input(&m->inputs[wrapped], &inputs[wrapped], &s->copies[wrapped], &s->arguments[wrapped]);
+    status = wrap_input(&m->inputs[wrapped], &inputs[wrapped], m->capability > 0, &s->copies[wrapped],
+                        &s->arguments[wrapped]);
   tvm_handle result = NULL;
   if (status == QC_OK)
     status = tvm_call(s->machine, s->arguments, m->input_count + m->constant_count, &result, s->outputs, m->output_count);
   for (size_t i = 0; i < wrapped; ++i) tvm_release(s->arguments[i]);
   for (size_t i = 0; status == QC_OK && i < m->output_count; ++i) {
     status = check_output(&m->outputs[i], s->outputs[i]);
-    if (status == QC_OK && m->outputs[i].size)
-      memcpy(outputs[i].data, (const char *)s->outputs[i]->data + s->outputs[i]->byte_offset, m->outputs[i].size);
+    if (status == QC_OK) status = tvm_read(s->outputs[i], outputs[i].data, m->outputs[i].size);
   }
   tvm_release(result);
   return status;

@@ -38,6 +38,7 @@ const char *qc_status_text(qc_status status) {
     case QC_ERROR_THREADS: return "worker threads cannot be set up";
     case QC_ERROR_MEMORY: return "out of memory";
     case QC_ERROR_RUNTIME: return "TVM's runtime failed";
+    case QC_ERROR_GPU: return "bundle needs a GPU or a driver that is not there";
   }
   return "unknown status";
 }

@@ -19,6 +19,7 @@ static struct {
   void (*take_error)(TVMFFIObjectHandle *);
   int (*from_dlpack)(DLManagedTensor *, int32_t, int32_t, TVMFFIObjectHandle *);
   TVMFFIObjectHandle load_module, get_function, make_array, config_threadpool, num_threads;
+  TVMFFIObjectHandle to_device; /* with the runtime for GPUs alone */
   char digests[2][DIGEST_HEX + 1]; /* of the files they came from; empty before the first load */
 } tvm;
 
@@ -27,6 +28,7 @@ static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER;
 
 struct tvm_library {
   tvm_handle module;
+  bool gpu;
 };
 
 struct tvm_machine {
@@ -144,6 +146,16 @@ static qc_status load_runtime(const char *bundle, const manifest *m) {
   return QC_OK;
 }
 
+/* TVM's runtime for GPUs, on top of its runtime for processors. NVIDIA's runtime may be there in another version: all of
+ * one major version are compatible. */
+static qc_status load_gpu_runtime(const char *bundle, const manifest *m) {
+  if (tvm.to_device) return QC_OK;
+  void *opened = dlopen(strrchr(CUDART, '/') + 1, RTLD_NOLOAD | RTLD_LAZY | RTLD_GLOBAL);
+  if (!opened) TRY(open_library(bundle, CUDART, manifest_file(m, CUDART)->digest, &opened));
+  TRY(open_library(bundle, TVM_RUNTIME_CUDA, manifest_file(m, TVM_RUNTIME_CUDA)->digest, &opened));
+  return find_global("vm.builtin.to_device", &tvm.to_device);
+}
+
 /* A name of the library that dlopen has not seen. For a name that it has, it gives the library that it loaded from
  * there, even if the file is a new one by now. "/./" and "//" are the zeros and ones of a count. */
 static char *fresh_path(const char *bundle) {
@@ -160,7 +172,9 @@ qc_status tvm_load(const char *bundle, const manifest *m, tvm_library **out) {
   tvm_library *library = calloc(1, sizeof *library);
   if (!library) return out_of_memory();
   pthread_mutex_lock(&loading);
+  library->gpu = m->capability > 0;
   qc_status status = load_runtime(bundle, m);
+  if (status == QC_OK && library->gpu) status = load_gpu_runtime(bundle, m);
   if (status == QC_OK) {
     char *path = fresh_path(bundle);
     TVMFFIAny arguments[] = {of_text(path)};
@@ -187,11 +201,13 @@ qc_status tvm_new_machine(tvm_library *library, tvm_machine **out) {
   tvm_machine *machine = calloc(1, sizeof *machine);
   if (!machine) return out_of_memory();
   tvm_handle make = NULL, start = NULL;
-  TVMFFIAny devices[] = {of_int(kDLCPU), of_int(0), of_int(POOLED)}, nothing;
+  /* The device that kernels run on comes first. */
+  TVMFFIAny devices[] = {of_int(kDLCUDA), of_int(0), of_int(POOLED), of_int(kDLCPU), of_int(0), of_int(POOLED)}, nothing;
+  const size_t first = library->gpu ? 0 : 3;
   qc_status status = member(library->module, "vm_load_executable", &make);
   if (status == QC_OK) status = call_for_object(make, "vm_load_executable", NULL, 0, &machine->machine);
   if (status == QC_OK) status = member(machine->machine, "vm_initialization", &start);
-  if (status == QC_OK) status = call(start, "vm_initialization", devices, 3, &nothing);
+  if (status == QC_OK) status = call(start, "vm_initialization", devices + first, 6 - first, &nothing);
   if (status == QC_OK) status = member(machine->machine, "main", &machine->entry);
   tvm_release(make);
   tvm_release(start);
@@ -263,7 +279,13 @@ qc_status tvm_configure_threads(int threads) {
 
 static void free_view(DLManagedTensor *view) { free(view); }
 
-qc_status tvm_tensor(const tensor_spec *spec, void *data, tvm_handle *out) {
+/* A copy of a tensor in the memory of another device, when it is there. */
+static qc_status copy_to(DLDeviceType device, tvm_handle tensor, tvm_handle *out) {
+  TVMFFIAny arguments[] = {of_object(tensor), of_int(device), of_int(0)};
+  return call_for_object(tvm.to_device, "copying a tensor", arguments, 3, out);
+}
+
+static qc_status wrap(const tensor_spec *spec, void *data, tvm_handle *out) {
   DLManagedTensor *view = calloc(1, sizeof *view);
   if (!view) return out_of_memory();
   view->dl_tensor = (DLTensor){.data = data,
@@ -275,6 +297,26 @@ qc_status tvm_tensor(const tensor_spec *spec, void *data, tvm_handle *out) {
   if (tvm.from_dlpack(view, ALIGNMENT, 1, out) == 0) return QC_OK;
   free(view);
   return raised("wrapping an input");
+}
+
+qc_status tvm_tensor(const tensor_spec *spec, void *data, bool gpu, tvm_handle *out) {
+  if (!gpu) return wrap(spec, data, out);
+  tvm_handle here = NULL;
+  TRY(wrap(spec, data, &here));
+  qc_status status = copy_to(kDLCUDA, here, out);
+  tvm_release(here);
+  return status;
+}
+
+qc_status tvm_read(const DLTensor *output, void *to, size_t size) {
+  tvm_handle copy = NULL;
+  if (output->device.device_type != kDLCPU) {
+    TRY(copy_to(kDLCPU, (TVMFFIObject *)output - 1, &copy));
+    output = body(copy);
+  }
+  if (size) memcpy(to, (const char *)output->data + output->byte_offset, size);
+  tvm_release(copy);
+  return QC_OK;
 }
 
 /* Collects the tensors of a result, which is a tensor or a nested array of them. */

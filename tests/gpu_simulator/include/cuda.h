@@ -1,0 +1,1 @@
+/* Nothing of it is used: simulator.h defines what kernels need. */
