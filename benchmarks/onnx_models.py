@@ -104,10 +104,10 @@ def agreement(found: Array, wanted: Array, step: float | None) -> dict[str, floa
         "SQNR dB": float(10 * np.log10(np.square(wanted.astype(np.float64)).sum() / max(noise, 1e-300))),
     }
     if step is None:
-        # Real outputs: beyond the rounding of float32, in shares of the largest.
+        # Real outputs, in shares of the largest; less than this is the rounding of sums and biases.
         shares = np.abs(found - wanted) / np.abs(wanted).max()
         result |= {
-            "outputs that differ": float(np.mean(shares > 1e-5)),
+            "outputs that differ": float(np.mean(shares > 1e-4)),
             "largest, of the range": float(shares.max()),
         }
     else:

@@ -126,10 +126,11 @@ def test_the_form_for_onnx_runtime(asymmetric: ExportedProgram) -> None:
 def test_onnx_runtime_computes_the_same_up_to_roundings(engine: Any, symmetric: ExportedProgram) -> None:
     made = to_qdq(symmetric, engine)
     found, wanted = outputs(integer(symmetric)), peer_outputs(made)
-    # ONNX Runtime rounds some products and sums otherwise. The last layer's result is real; a step of a value that it
-    # reads moves it by less than a hundredth of its range, 1/256 by a weight of about one.
-    assert np.abs(found - wanted).max() <= 0.02 * np.abs(wanted).max()
-    assert np.mean(np.abs(found - wanted) > 1e-5 * np.abs(wanted).max()) < 0.3
+    # ONNX Runtime rounds some products and sums otherwise. The last layer's result is real: a step of a value that it
+    # reads moves it by about 1/256 of its range, a bias that is not rounded to the accumulator's unit by 1e-5 of it.
+    shares = np.abs(found - wanted) / np.abs(wanted).max()
+    assert shares.max() <= 0.02
+    assert np.mean(shares > 1e-4) < 0.3
 
 
 def test_the_way_back_gives_every_bit(asymmetric: ExportedProgram, tmp_path: Path) -> None:
