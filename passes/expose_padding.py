@@ -57,7 +57,7 @@ class _ExposePadding(Rewriter):
         self.options = options
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
-        if op_name(value) != "qc.conv2d" or str(value.attrs["layout"]) != "NHWC":
+        if op_name(value) not in ("qc.conv2d", "qc.float_conv2d") or str(value.attrs["layout"]) != "NHWC":
             return None
         source = value.args[0]
         top, left, bottom, right = ints(value.attrs["padding"])
@@ -72,9 +72,9 @@ class _ExposePadding(Rewriter):
         if not (written and borders.wanted(value, target)) and not borders.needed(value, target):
             return None
         widths = [0, 0, top, bottom, left, right, 0, 0]
-        padded = self.emit(
-            relax.op.nn.pad(self.replaced(source), widths, "constant", float(value.attrs["pad_value"])),
-            f"{self.name}_padded",
-        )
         attrs = {str(k): v for k, v in value.attrs.items()} | {"padding": [0, 0, 0, 0]}
-        return operators.call("qc.conv2d", [padded, *(self.replaced(a) for a in value.args[1:])], **attrs)
+        fill = float(attrs.get("pad_value", 0.0))  # float tensors are padded with zero
+        padded = self.emit(
+            relax.op.nn.pad(self.replaced(source), widths, "constant", fill), f"{self.name}_padded"
+        )
+        return operators.call(op_name(value), [padded, *(self.replaced(a) for a in value.args[1:])], **attrs)

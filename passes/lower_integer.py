@@ -25,7 +25,7 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import Constant
 
-from qcompiler.operators import INTEGER_OPERATORS
+from qcompiler.operators import FLOAT_LAYERS, INTEGER_OPERATORS
 from qcompiler.passes.expose_padding import producer
 from qcompiler.passes.graph import Rewriter, array, bindings, dims, dtype, op_name
 from qcompiler.targets.base import Target
@@ -37,6 +37,7 @@ from qcompiler.targets.borders import (
     border_of,
     write_border,
 )
+from qcompiler.targets.cpu import bfloat16
 from qcompiler.targets.workload import Origin, Scheduled, Scheduler, Workload, default_schedule
 
 
@@ -51,6 +52,8 @@ class Kernel(Protocol):
     def instruction(self) -> str | None: ...
     @property
     def reason(self) -> str | None: ...
+    @property
+    def arithmetic(self) -> str | None: ...
     @property
     def with_border(self) -> Callable[[Border], tirx.PrimFunc] | None: ...
 
@@ -70,6 +73,7 @@ class Layer:
         instruction: the multiply-accumulate instruction of its kernel, or None.
         reason: why it has none, or None.
         schedule: where its schedule comes from; None for a kernel with one schedule only.
+        arithmetic: formats of activations, weights and sums of a convolution or matrix product, or None.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Layer:
     instruction: str | None
     reason: str | None
     schedule: Origin | None
+    arithmetic: str | None
 
 
 @dataclass(frozen=True)
@@ -192,23 +197,25 @@ class _LowerInteger(Rewriter):
         if producer(self, var) == QUANTIZE_TO_NHWC and QUANTIZE_TO_NHWC in self.options.lowerings:
             # Quantization of an NCHW input writes NHWC itself; the kernel of the quantize node alone is then dead.
             return self._lowered(QUANTIZE_TO_NHWC, self.replaced(self.was(value.args[0])), value, var)
+        if name == "qc.to_bfloat16":  # unscheduled, so that TVM fuses it with what computes its input
+            return self.builder.call_te(bfloat16.conversion, *call.args, primfunc_name_hint="to_bfloat16")
         if name == "relax.nn.pad" and value.args[0] in self.bordered:
             return self.replaced(value.args[0])  # its producer wrote it
         if name not in self.options.lowerings:
             return call
-        if name == "qc.dense" and len(dims(value)) != 2:
-            return self._matrix(call, value)
+        if name in ("qc.dense", "qc.float_dense") and len(dims(value)) != 2:
+            return self._matrix(name, call, value)
         lowered = self._lowered(name, call, value, var)
         return call if lowered is None else lowered
 
-    def _matrix(self, call: relax.Call, old: relax.Call) -> relax.Expr:
+    def _matrix(self, name: str, call: relax.Call, old: relax.Call) -> relax.Expr:
         """A matrix product over the last of several axes: its kernel sees the others as one."""
         rows = prod(dims(old)[:-1])
         args = list(call.args)
-        for position in (0, *((4,) if len(args) > 4 else ())):
+        for position in (k for k, arg in enumerate(args) if dims(arg)[:-1] == dims(old)[:-1]):
             args[position] = self.emit(relax.op.reshape(args[position], (rows, dims(args[position])[-1])))
         flat = self.builder.normalize(relax.Call(call.op, args, call.attrs, call.ty_args))
-        lowered = self._lowered("qc.dense", flat, flat)
+        lowered = self._lowered(name, flat, flat)
         if lowered is None:
             return call
         return relax.op.reshape(self.emit(lowered), dims(old))
@@ -240,6 +247,7 @@ class _LowerInteger(Rewriter):
             Layer(
                 self.name, operator, function.name_hint, dtype(old), dims(old), macs(old), bound,
                 kernel.instruction, kernel.reason, None if tunable is None else scheduled.origin,
+                kernel.arithmetic or ("uint8 x int8 -> int32" if "accumulator_bound" in attrs else None),
             )
         )  # fmt: skip
         operands = [a if isinstance(a, relax.Var | Constant) else self.emit(a) for a in args]
@@ -260,9 +268,9 @@ class _LowerInteger(Rewriter):
 
 
 def macs(call: relax.Call) -> int:
-    """Multiply-accumulates of a call of an integer operator."""
+    """Multiply-accumulates of a call of an operator of this compiler."""
     name = op_name(call)
-    if name not in ("qc.conv2d", "qc.dense"):
+    if name not in ("qc.conv2d", "qc.dense", *FLOAT_LAYERS):
         return 0
     total = array(call.args[1]).size // dims(call.args[1])[0]
     for extent in dims(call):

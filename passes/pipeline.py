@@ -12,16 +12,19 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes import verify
 from qcompiler.passes.bind_threads import BindThreads
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.expose_padding import ExposePadding
+from qcompiler.passes.fuse_float import DropPrecision, FuseFloat
 from qcompiler.passes.graph import bindings, op_name
 from qcompiler.passes.lower_integer import Kernel, Layer, LowerInteger, Tunable
 from qcompiler.passes.plan_layout import PlanLayout
 from qcompiler.passes.propagate_quantization import PropagateQuantization
 from qcompiler.passes.rewrite_to_integer import RewriteToInteger
 from qcompiler.passes.schedule_float import ScheduleFloat
+from qcompiler.passes.store_bfloat16 import StoreBfloat16
 from qcompiler.passes.store_signed import StoreSigned
 from qcompiler.passes.trace_fusion import TraceFusion
 from qcompiler.passes.unsigned_activations import UseUnsignedActivations
@@ -123,7 +126,11 @@ def to_physical(
     lower = LowerInteger(target, lowerings, scheduler, borders)
     expose = [ExposePadding(target, borders)] if borders else []
     signed = [StoreSigned()] if target.activations == "int8" else []
-    module = _apply([PlanLayout(), *expose, *signed, lower], module, dump)
+    fuse: list[Any] = [DropPrecision()]
+    if lowerings.keys() >= FLOAT_LAYERS:
+        multiplies = target.bf16_macs_per_cycle > 0
+        fuse = [FuseFloat(multiplies), *([StoreBfloat16()] if multiplies else [])]
+    module = _apply([*fuse, PlanLayout(), *expose, *signed, lower], module, dump)
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
     trace = TraceFusion()
     with tvm_target:

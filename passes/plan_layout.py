@@ -1,4 +1,4 @@
-"""PlanLayout: four-dimensional activations between integer operators are NHWC.
+"""PlanLayout: four-dimensional activations between operators of this compiler are NHWC.
 
 Before::
 
@@ -33,7 +33,7 @@ TO_NCHW = [0, 3, 1, 2]
 
 
 class PlanLayout:
-    """Puts channels last in the integer part."""
+    """Puts channels last between operators that read them in vectors."""
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         return _PlanLayout(module).run()
@@ -103,7 +103,7 @@ def _spatial(plan: _PlanLayout, call: relax.Call) -> relax.Expr:
     """Operators with an attribute ``layout``."""
     args = [plan.channels_last(call.args[0])]
     for arg in call.args[1:]:
-        activation = isinstance(arg, relax.Var) and len(dims(arg)) == 4 and dtype(arg) == "uint8"
+        activation = isinstance(arg, relax.Var) and len(dims(arg)) == 4
         args.append(plan.channels_last(arg) if activation else Rewriter.replaced(plan, arg))
     attrs = {str(k): v for k, v in call.attrs.items()}
     return operators.call(str(call.op.name), args, **{**attrs, "layout": "NHWC"})
@@ -115,7 +115,7 @@ def _pointwise(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:
     if any(len(dims(a)) != 4 for a in activations) or not any(plan.has_last(a) for a in activations):
         return None
     args = [plan.channels_last(a) if isinstance(a, relax.Var) else a for a in call.args]
-    if op_name(call) in ("qc.add", "qc.mul"):
+    if op_name(call) in _BROADCASTING:
         args = [_constant_last(a) if isinstance(a, Constant) else a for a in args]
     return relax.Call(call.op, args, call.attrs, call.ty_args)
 
@@ -125,6 +125,29 @@ def _constant_last(operand: relax.Expr) -> relax.Expr:
     values = array(operand)
     whole = values.reshape((1,) * (4 - values.ndim) + values.shape)
     return constant(whole.transpose(TO_NHWC))
+
+
+def _pool(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:
+    """Float pooling, whose attributes name the layout."""
+    if not plan.has_last(call.args[0]):
+        return None
+    x, a = plan.channels_last(call.args[0]), call.attrs
+    if op_name(call) == "relax.nn.adaptive_avg_pool2d":
+        size = None if a.output_size is None else ints(a.output_size)
+        return relax.op.nn.adaptive_avg_pool2d(x, size, "NHWC")
+    pool = getattr(relax.op.nn, op_name(call).removeprefix("relax.nn."))
+    return pool(
+        x, ints(a.pool_size), ints(a.strides), ints(a.padding), ints(a.dilation), bool(a.ceil_mode),
+        bool(a.count_include_pad), "NHWC",
+    )  # fmt: skip
+
+
+def _mean(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:
+    """A mean that keeps its axes."""
+    a = call.attrs
+    if not plan.has_last(call.args[0]) or a.axis is None or not a.keepdims:
+        return None
+    return relax.op.mean(plan.channels_last(call.args[0]), [_axis(int(k)) for k in a.axis], keepdims=True)
 
 
 def _concat(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:
@@ -189,13 +212,28 @@ def _permute_dims(plan: _PlanLayout, call: relax.Call) -> relax.Expr | None:
     return relax.op.permute_dims(plan.last[call.args[0]], [0, 1, 2, 4, 3])
 
 
+_FLOAT_UNARY = (
+    "qc.quantize", "qc.dequantize", "qc.to_bfloat16", "relax.abs", "relax.clip", "relax.erf", "relax.exp", "relax.negative",
+    "relax.nn.gelu", "relax.nn.gelu_tanh", "relax.nn.leakyrelu", "relax.nn.relu", "relax.nn.silu", "relax.sigmoid",
+    "relax.sqrt", "relax.square", "relax.tanh",
+)  # fmt: skip
+_BROADCASTING = (
+    "qc.add", "qc.mul", "relax.add", "relax.divide", "relax.maximum", "relax.minimum", "relax.multiply",
+    "relax.subtract",
+)  # fmt: skip
+"""Operators of two operands, whose constants are transposed."""
+
 _FORMS: dict[str, Callable[[_PlanLayout, relax.Call], relax.Expr | None]] = {
     "qc.conv2d": _spatial,
     "qc.max_pool2d": _spatial,
     "qc.avg_pool2d": _spatial,
-    "qc.add": _pointwise,
-    "qc.mul": _pointwise,
     "qc.lut": _pointwise,
+    "qc.float_conv2d": _spatial,
+    **{name: _pointwise for name in (*_FLOAT_UNARY, *_BROADCASTING)},
+    "relax.nn.max_pool2d": _pool,
+    "relax.nn.avg_pool2d": _pool,
+    "relax.nn.adaptive_avg_pool2d": _pool,
+    "relax.mean": _mean,
     "relax.concat": _concat,
     "relax.strided_slice": _strided_slice,
     "relax.image.resize2d": _resize2d,

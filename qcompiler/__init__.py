@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qcompiler._version import __version__
 from qcompiler.config import CompileConfig
@@ -18,9 +18,20 @@ from qcompiler.runtime import Model, load
 if TYPE_CHECKING:
     import torch
 
+    from qcompiler.compression import Pruned
     from qcompiler.driver.compile import CompileResult
+    from qcompiler.quantization.training import QATModule
 
-__all__ = ["CompileConfig", "Model", "QCompilerError", "__version__", "compile", "load"]
+__all__ = [
+    "CompileConfig",
+    "Model",
+    "QCompilerError",
+    "__version__",
+    "compile",
+    "load",
+    "prepare_qat",
+    "prune_channels",
+]
 
 
 def compile(
@@ -35,7 +46,7 @@ def compile(
     """Compiles a trained PyTorch model into a bundle with an int8 shared library.
 
     Args:
-        model: a module in evaluation mode, a ``torch.export.ExportedProgram``, the path of a ``.pt2`` archive, or
+        model: a module in evaluation mode, a trained module of :func:`prepare_qat`, a ``torch.export.ExportedProgram``, the path of a ``.pt2`` archive, or
             ``"package.module:function"`` that returns a module and its example inputs.
         example_inputs: for a module, tensors of the shapes and dtypes that the library is for.
         calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
@@ -52,15 +63,108 @@ def compile(
     Raises:
         QCompilerError: the class says what kind of fault, the message what to do.
     """
+    from qcompiler.driver.compile import compile_model
+
+    return compile_model(
+        model,
+        _settings(config, options),
+        calibration=calibration,
+        output=output,
+        example_inputs=example_inputs,
+    )
+
+
+def prepare_qat(
+    model: Any,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
+    target: str = "native",
+    *,
+    calibration: str | Path | Iterable[Any] | None = None,
+    learned_scales: bool = False,
+    config: CompileConfig | None = None,
+    **options: Any,
+) -> QATModule:
+    """Makes a module for quantization-aware training, to be trained in a loop of your own.
+
+    It has fake quantization at the places and of the scheme that :func:`compile` quantizes with, and batch norms that
+    are part of their layers. Train it, call ``freeze()`` on it before the last epochs, and give it to :func:`compile`.
+    The model itself is left alone.
+
+    Args:
+        model: as for :func:`compile`; a module can then be trained at any batch size, an exported program at its own.
+        example_inputs: for a module, tensors of the shapes and dtypes of its inputs.
+        target: name of the target, or ``native``; targets with the same rules take the same trained module.
+        calibration: data that gives the first ranges of activations, as for :func:`compile`; without it the first
+            training batch does.
+        learned_scales: train the scales of activations and weights as well (LSQ). Else ranges of activations follow
+            the batches until they are frozen, and scales of weights the weights.
+        config: all options as one object; or give them by name:
+        options: fields of :class:`CompileConfig`, such as ``keep_float=("classifier",)``.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
     from dataclasses import replace
 
-    from qcompiler.driver.compile import compile_model
+    from qcompiler.driver import qat
+
+    return qat.prepare_qat(
+        model,
+        replace(_settings(config, options), target=target),
+        example_inputs=example_inputs,
+        calibration=calibration,
+        learned_scales=learned_scales,
+    )
+
+
+def prune_channels(
+    model: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    reduction: float,
+    *,
+    importance: Literal["l1", "batch-norm", "taylor"] = "l1",
+    multiple: int = 1,
+    keep_at_least: float = 0.2,
+    keep: tuple[str, ...] = (),
+) -> Pruned:
+    """Takes the channels out of a module that matter least; the module is left alone, a smaller copy is returned.
+
+    Channels that residual additions, depthwise convolutions or concatenations couple go together. The smaller module
+    computes what the original does when nobody reads the removed channels; that is checked on the example inputs. It
+    is an ordinary module, to be trained on.
+
+    Args:
+        model: the module.
+        example_inputs: tensors of the shapes and dtypes of its inputs.
+        reduction: share of the multiply-accumulates to remove, in (0, 1).
+        importance: ``l1``, the magnitude of weights; ``batch-norm``, that of the batch norm's weights; or ``taylor``,
+            from gradients that ``backward()`` has left in the parameters.
+        multiple: what remains of a layer's channels, if it loses some, is a multiple of it: 16 fills the vectors of AVX-512, 8 those of AVX2, 4 NEON's.
+        keep_at_least: share of each layer's channels that stays, in (0, 1].
+        keep: paths of modules whose channels all stay.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
+    from qcompiler.driver import prune
+
+    return prune.prune_channels(
+        model,
+        example_inputs,
+        reduction,
+        importance=importance,
+        multiple=multiple,
+        keep_at_least=keep_at_least,
+        keep=keep,
+    )
+
+
+def _settings(config: CompileConfig | None, options: dict[str, Any]) -> CompileConfig:
+    from dataclasses import replace
+
     from qcompiler.errors import ConfigError
 
     unknown = sorted(set(options) - set(CompileConfig.option_names()))
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(CompileConfig.option_names())}")
-    settings = replace(config or CompileConfig(), **options)
-    return compile_model(
-        model, settings, calibration=calibration, output=output, example_inputs=example_inputs
-    )
+    return replace(config or CompileConfig(), **options)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -38,6 +39,9 @@ EFFORTS: dict[Effort, Methods] = {
     "max": Methods("auto", equalize=True, smooth=True, adaptive_rounding=True, bias_correction="empirical"),
 }
 
+Precision = Literal["int8", "fp32", "bf16", "fp16"]
+"""What a layer computes in: integers, or float with weights (and, where the chip multiplies it, inputs) of so many bits."""
+
 
 @dataclass(frozen=True)
 class CompileConfig:
@@ -45,6 +49,11 @@ class CompileConfig:
 
     Attributes:
         target: name of a target description, or ``native`` for the CPU this runs on.
+        precision: what layers compute in: ``int8`` needs calibration data, the float ones do not.
+        layer_precision: names, as in ``keep_float``, with a precision that goes before ``precision``; of several names
+            that fit a layer, the innermost module's counts.
+        weights_only: linear layers that stay in float have int8 weights, one scale an output channel, and float32
+            activations.
         effort: what is done to keep the accuracy; chooses the following five where they are None.
         calibration_method: how activation ranges are found in the calibration data; ``auto`` is the best of the others
             for each tensor, by the error that its quantization causes in the layers that read it.
@@ -69,6 +78,9 @@ class CompileConfig:
     """
 
     target: str = "native"
+    precision: Precision = "int8"
+    layer_precision: Mapping[str, Precision] = field(default_factory=dict)
+    weights_only: bool = False
     effort: Effort = "fast"
     calibration_method: CalibrationMethod | None = None
     equalize: bool | None = None
@@ -90,6 +102,16 @@ class CompileConfig:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        precisions = get_args(Precision)
+        for where, precision in (("precision", self.precision), *self.layer_precision.items()):
+            if precision not in precisions:
+                raise ConfigError(
+                    f"{where} is {precision!r}, which is no precision; known: {', '.join(precisions)}"
+                )
+        if self.plan is not None and self.precision != "int8":
+            raise ConfigError(
+                f"plan and precision {self.precision} exclude each other: a plan has a default of its own"
+            )
         for name, kind in (
             ("effort", Effort), ("calibration_method", CalibrationMethod), ("bias_correction", BiasCorrection),
         ):  # fmt: skip
@@ -121,6 +143,11 @@ class CompileConfig:
         """How the model is quantized: what ``effort`` chooses, with the options that are given."""
         chosen = {f.name: getattr(self, f.name) for f in fields(Methods)}
         return replace(EFFORTS[self.effort], **{k: v for k, v in chosen.items() if v is not None})
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any layer may be computed in integers."""
+        return "int8" in (self.precision, *self.layer_precision.values())
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:

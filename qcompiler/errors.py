@@ -6,6 +6,7 @@ QCompilerError
 │   └── UnsupportedOperatorError   an operator has no import, with its place in the user's source
 ├── CalibrationError    calibration data is empty, misshapen, or not finite
 ├── QuantizationError   the model can't be quantized as asked
+├── CompressionError    the model can't be pruned, masked or distilled as asked
 ├── TargetError         unknown target, or a target that cannot do what is asked
 ├── PassError           a pass left the module in a state the next phase refuses
 ├── BuildError          code generation or linking failed
@@ -45,6 +46,10 @@ class CalibrationError(QCompilerError):
 
 class QuantizationError(QCompilerError):
     """The model cannot be quantized as asked."""
+
+
+class CompressionError(QCompilerError):
+    """The model cannot be pruned, masked or distilled as asked."""
 
 
 class TargetError(QCompilerError):

@@ -1,4 +1,4 @@
-"""The integer operators: Relax operators in the namespace ``qc``, and the arithmetic they stand for.
+"""The operators of this compiler: Relax operators in the namespace ``qc``, and the arithmetic they stand for.
 
 This is the one definition that the rewriting passes, the kernels and the reference interpreter share.
 
@@ -50,6 +50,23 @@ Spatial operators have an attribute ``layout``, ``NCHW`` or ``NHWC``, of their a
 
 Reshape, permute_dims, concat, split, strided_slice, pad and resize2d (nearest) move bytes and stay Relax's own
 operators on u8.
+
+Float operators stand for what is left in float where a target has kernels for it. Their sums are float32, in any order;
+``bf16`` is a bfloat16 by its bits, in uint16. Weights are given in float32, and ``precision`` (float32, bfloat16, float16,
+int8_weights) says what they are rounded to when they are packed; ``int8_weights`` are ``scale[o] * q`` with q in int8.
+
+``qc.round_float(x: f32) -> f32``
+    attr ``precision``. What is computed from x may be computed in this precision: it marks the input of a float layer. As a
+    function it is ``x`` rounded to the nearest number of the precision, and ``x`` itself for ``int8_weights``.
+``qc.to_bfloat16(x: f32) -> bf16``
+    The nearest, halves to even.
+
+``qc.float_conv2d(x: f32 or bf16, weight: f32 OIHW, bias: f32 [O] [, residual: f32 or bf16 like the output])``
+    attrs ``strides``, ``padding``, ``dilation``, ``groups``, ``layout``, ``lo``, ``hi``, ``precision``, ``out_dtype``
+    (float32, or uint16 for bf16). ``clip(sum(x * weight[o]) + bias[o] + residual, lo, hi)``; ``lo`` and ``hi`` may be
+    infinite.
+``qc.float_dense(x: f32 or bf16 [..., K], weight: f32 [O, K], bias [, residual])``
+    The same for a matrix product over the last axis.
 """
 
 from __future__ import annotations
@@ -139,10 +156,22 @@ _DECLARATIONS: dict[str, Callable[[relax.Call], relax.TensorType]] = {
 INTEGER_OPERATORS = frozenset(_DECLARATIONS)
 """Names of the integer operators, the conversions at their borders included."""
 
+BFLOAT16_BITS = "uint16"
+"""Dtype of tensors that hold bfloat16 by their bits."""
+
+_FLOAT_DECLARATIONS: dict[str, Callable[[relax.Call], relax.TensorType]] = {
+    "qc.float_conv2d": _infer_conv2d,
+    "qc.float_dense": _infer_dense,
+    "qc.round_float": _infer_same("float32"),
+    "qc.to_bfloat16": _infer_same(BFLOAT16_BITS),
+}
+FLOAT_LAYERS = frozenset({"qc.float_conv2d", "qc.float_dense"})
+"""Names of the float operators that targets have kernels for."""
+
 
 def _register() -> None:
     known = {str(name) for name in Op.list_op_names()}
-    for name, infer in _DECLARATIONS.items():
+    for name, infer in {**_DECLARATIONS, **_FLOAT_DECLARATIONS}.items():
         if name in known:
             continue
         ir_ffi.RegisterOp(name, name)
@@ -156,8 +185,8 @@ _register()
 
 
 def call(name: str, args: Sequence[relax.Expr], **attrs: Any) -> relax.Call:
-    """A call of integer operator ``name``; the block builder that emits it infers its type."""
-    assert name in INTEGER_OPERATORS, name
+    """A call of operator ``name`` of this compiler; the block builder that emits it infers its type."""
+    assert name in INTEGER_OPERATORS or name in _FLOAT_DECLARATIONS, name
     return relax.Call(Op.get(name), list(args), tvm.ir.make_node("ir.DictAttrs", **attrs))
 
 

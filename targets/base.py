@@ -64,6 +64,8 @@ class Target:
         half_vector_cost: cost of a multiply-accumulate of half of the vector, relative to its share: 1 where
             two halves take as long as the whole, 2 where they take twice as long.
         has_vbmi: byte permutations over two registers (``vpermi2b``) exist.
+        float_macs_per_cycle: peak float32 fused multiply-adds a cycle and core; 0 where no kernel is scheduled by it.
+        bf16_macs_per_cycle: peak bfloat16 multiply-accumulates a cycle and core with ``vdpbf16ps``; 0 without it.
         opt_level: LLVM's optimization level, 0 to 3.
         rules: what the quantizer may use.
     """
@@ -82,6 +84,8 @@ class Target:
     microarchitecture: str
     half_vector_cost: float = 1.0
     has_vbmi: bool = False
+    float_macs_per_cycle: int = 0
+    bf16_macs_per_cycle: int = 0
     opt_level: int = 3
     rules: QuantizationRules = QuantizationRules()
 

@@ -14,7 +14,7 @@ from qcompiler.targets.base import Target
 
 @dataclass(frozen=True)
 class Border:
-    """Rows and columns around an NHWC tensor, all of one byte value."""
+    """Rows and columns around an NHWC tensor, all of one value, a whole number."""
 
     top: int
     left: int
@@ -49,15 +49,16 @@ Its call has the tuple of these tensors as its first operand; one that is a call
 
 
 def border_of(pad: relax.Call) -> Border | None:
-    """The border that a call of ``nn.pad`` puts around an NHWC tensor of bytes; None for any other padding.
+    """The border that a call of ``nn.pad`` puts around an NHWC tensor of an activation's dtype; None for other padding.
 
-    Its value is a byte as it is stored, of the tensor's dtype.
+    Its value is a number as it is stored, of the tensor's dtype.
     """
     widths = tuple(int(w) for w in pad.attrs.pad_width)
     if (
-        str(pad.ty.dtype) not in ("uint8", "int8")
+        str(pad.ty.dtype) not in ("uint8", "int8", "float32", "uint16")
         or len(widths) != 8
         or str(pad.attrs.pad_mode) != "constant"
+        or not float(pad.attrs.pad_value).is_integer()
     ):
         return None
     if any(widths[:2]) or any(widths[6:]) or min(widths) < 0:

@@ -27,6 +27,7 @@ from qcompiler.reference import interpret
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
 from qcompiler.targets.host import read_host
+from qcompiler.targets.workload import Scheduler, default_schedule
 
 T = TypeVar("T")
 
@@ -135,11 +136,13 @@ class Built:
     target: Target
 
 
-def build(module: tvm.IRModule, target: Target) -> Built:
+def build(module: tvm.IRModule, target: Target, scheduler: Scheduler = default_schedule) -> Built:
     """Compiles a module of integer operators."""
     tvm_target = registry.to_tvm(target, 2)
     dump = pipeline.Dump(None)
-    physical = pipeline.to_physical(module, target, tvm_target, dump=dump, **kernels(target))
+    physical = pipeline.to_physical(
+        module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
+    )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
     with embed.source_only():
         return Built(relax.build(machine, tvm_target, relax_pipeline=None), target)

@@ -58,10 +58,10 @@ def module(width: int = 12, *, zero_points: tuple[int, int] = (3, 7)) -> tvm.IRM
     return make(build, ((1, 16, 6, width), "uint8"))
 
 
-def physical(mod: tvm.IRModule, scheduler: Any = None) -> pipeline.Physical:
+def physical(mod: tvm.IRModule, scheduler: Any = None, target: Target = TARGET) -> pipeline.Physical:
     options = {} if scheduler is None else {"scheduler": scheduler}
     return pipeline.to_physical(
-        mod, TARGET, TVM_TARGET, dump=pipeline.Dump(None), **options, **kernels(TARGET)
+        mod, target, registry.to_tvm(target, 1), dump=pipeline.Dump(None), **options, **kernels(target)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -19,9 +19,17 @@ from qcompiler.cli.options import (
     emit_json,
     guarded,
 )
-from qcompiler.config import CompileConfig
+from qcompiler.config import CompileConfig, Precision
+from qcompiler.errors import ConfigError
 
 _DEFAULTS = CompileConfig()
+
+
+def _assignment(text: str) -> tuple[str, Precision]:
+    name, equals, precision = text.rpartition("=")
+    if not equals or not name:
+        raise ConfigError(f"layer_precision is {text!r}; give NAME=PRECISION, as layer1.0.conv1=fp32")
+    return name, precision  # type: ignore[return-value]  # CompileConfig checks it
 
 
 def command(
@@ -45,6 +53,26 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip to compile for (qcompile targets); 'native' is this machine's.")
     ] = _DEFAULTS.target,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help=f"What layers compute in: {', '.join(get_args(Precision))}; the float ones need no calibration."
+        ),
+    ] = _DEFAULTS.precision,
+    layer_precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Precision of one operator or module, before --precision; may be repeated.",
+            metavar="NAME=PRECISION",
+            show_default=False,
+        ),
+    ] = None,
+    weights_only: Annotated[
+        bool,
+        typer.Option(
+            help="Linear layers that stay in float have int8 weights; with --precision fp32, all of them."
+        ),
+    ] = _DEFAULTS.weights_only,
     effort: EffortOption = _DEFAULTS.effort,
     calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
     equalize: Annotated[
@@ -110,6 +138,9 @@ def command(
     with guarded(traceback):
         config = CompileConfig(
             target=target,
+            precision=precision,  # type: ignore[arg-type]  # CompileConfig checks it
+            layer_precision=dict(_assignment(text) for text in layer_precision or ()),
+            weights_only=weights_only,
             effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
             calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
             equalize=equalize,

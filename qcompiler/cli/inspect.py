@@ -16,6 +16,7 @@ def command(
     """Shows what a bundle holds: tensors, layers and their certificates, what stayed in float, files."""
     with guarded(traceback):
         from qcompiler import report
+        from qcompiler.driver.zeros import describe_zeros
         from qcompiler.runtime.bundle import verify
         from qcompiler.runtime.signature import SIGNATURE_NAME
 
@@ -64,7 +65,7 @@ def command(
                 [
                     "name",
                     "operator",
-                    "dtype",
+                    "arithmetic",
                     "output",
                     ">MMAC",
                     ">accumulator up to",
@@ -76,7 +77,7 @@ def command(
                     (
                         layer.name,
                         layer.operator,
-                        layer.dtype,
+                        layer.arithmetic or layer.dtype,
                         shape(layer.output_shape),
                         f"{layer.macs / 1e6:.2f}" if layer.macs else "-",
                         "-" if layer.accumulator_bound is None else f"{layer.accumulator_bound:,}",
@@ -87,6 +88,7 @@ def command(
                     for layer in manifest.layers
                 ],
             ),
+            *filter(None, [describe_zeros(manifest.layers, manifest.target_name)]),
             *([report.optimizations(manifest.optimizations)] if manifest.optimizations else []),
             report.table(
                 "Left in float",

@@ -31,9 +31,16 @@ def command(
         bool,
         typer.Option(
             "--static",
-            help="Run nothing: estimate the inner loops from the machine code, for a bundle of any architecture.",
+            help="Estimate the inner loops from the machine code, for a bundle of any architecture; count the executed "
+            "instructions where an emulator is installed.",
         ),
     ] = False,
+    count: Annotated[
+        bool,
+        typer.Option(
+            help="With --static: emulate a run to count its instructions, where an emulator is installed."
+        ),
+    ] = True,
     require_signature: RequireSignature = None,
     json: Json = False,
     traceback: Traceback = False,
@@ -41,7 +48,9 @@ def command(
     """Shows time, GMAC/s and share of the chip's peak for every operator."""
     with guarded(traceback):
         if static:
-            _show_static(bundle, require_signature, data=data, threads=threads, peak=peak, json=json)
+            _show_static(
+                bundle, require_signature, count=count, data=data, threads=threads, peak=peak, json=json
+            )
             return
         from qcompiler import report
         from qcompiler.driver.profile import profile
@@ -78,7 +87,7 @@ def command(
 
 
 def _show_static(
-    bundle: Path, require_signature: Path | None, *, data: Path | None, threads: int | None, peak: float | None, json: bool
+    bundle: Path, require_signature: Path | None, *, count: bool, data: Path | None, threads: int | None, peak: float | None, json: bool
 ) -> None:  # fmt: skip
     from qcompiler import report
     from qcompiler.driver.static_profile import static_profile
@@ -86,8 +95,10 @@ def _show_static(
 
     for option, given in (("--data", data), ("--threads", threads), ("--peak", peak)):
         if given is not None:
-            raise ConfigError(f"{option} is for a run, and --static runs nothing; leave one of them out")
-    result = static_profile(bundle, require_signature=require_signature)
+            raise ConfigError(
+                f"{option} is for a run that is measured, and --static measures none; leave one of them out"
+            )
+    result = static_profile(bundle, count=count, require_signature=require_signature)
     if json:
         emit_json(result)
         return
@@ -102,11 +113,13 @@ def _show_static(
             report.percent(row.bound_share),
             "-" if row.macs_per_cycle is None else f"{row.macs_per_cycle:.1f}",
             report.percent(row.peak_share),
+            "-" if row.executed is None else f"{row.executed / 1e6:.2f}",
         )
         for row in result.rows
     ]
     columns = [
         "name", "operator", "instruction", ">10^6 MAC", ">instructions", ">MAC", ">bound", ">MAC/cycle", ">of the peak",
+        ">10^6 executed",
     ]  # fmt: skip
     methods = sorted({row.method for row in result.rows if row.method is not None})
     how = (
@@ -119,6 +132,9 @@ def _show_static(
         f"Peak of {result.target}: {result.peak} MAC/cycle and core. Bound: the busiest of the core's units, were it "
         f"never to wait. {how}",
         "An estimate, not a measurement: every load is taken for a hit in the level-1 cache.",
+        "Executed instructions: "
+        + ("" if result.executed is None else f"{result.executed / 1e6:.2f} million in all kernels; ")
+        + f"{result.counting}.",
         *(
             [f"Without a loop, and so without a row: {', '.join(result.without_loop)}."]
             if result.without_loop

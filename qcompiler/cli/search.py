@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcompiler.cli.options import Json, Limit, ProgressOption, Threads, Traceback, emit_json, guarded, seconds
+from qcompiler.cli.options import (
+    CalibrationMethodOption,
+    Dim,
+    EffortOption,
+    Json,
+    Limit,
+    ProgressOption,
+    Threads,
+    Traceback,
+    emit_json,
+    guarded,
+    seconds,
+)
 from qcompiler.config import CompileConfig
 
 if TYPE_CHECKING:
@@ -48,6 +60,9 @@ def command(
     target: Annotated[
         str, typer.Option(help="Chip to search for; it must be this machine's.")
     ] = _DEFAULTS.target,
+    effort: EffortOption = _DEFAULTS.effort,
+    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    dim: Dim = None,
     threads: Threads = None,
     points: Annotated[int, typer.Option(help="Plans of the front, about.")] = 16,
     plot: Annotated[
@@ -61,11 +76,18 @@ def command(
     """Searches a precision for each layer, and measures whether the plan keeps its promises."""
     with guarded(traceback):
         bound = seconds("--max-latency", max_latency)
+        config = CompileConfig(
+            target=target,
+            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
+            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
+            dim=tuple(dim or ()),
+            progress=progress,
+        )
         from qcompiler.driver.search.search import SearchConfig, search
 
         result = search(
             model,
-            CompileConfig(target=target, progress=progress),
+            config,
             SearchConfig(max_drop=max_drop, max_latency=bound, threads=threads, points=points, limit=limit),
             calibration=calibration,
             output=output,

@@ -199,10 +199,12 @@ def bundle_artifact(
     bundle: Path, threads: Sequence[int], options: PeerOptions, stages: Mapping[str, float] | None = None
 ) -> Artifact:
     """A bundle as the artifact of our own engine; ``stages`` are the seconds that made it, where they are known."""
-    version = runtime.read_manifest(bundle).versions.qcompiler
+    manifest = runtime.read_manifest(bundle)
+    formats = {layer.arithmetic.split(" ")[0] for layer in manifest.layers if layer.arithmetic}
     return replace(
         described(own.PEER, options),
-        version=version,
+        version=manifest.versions.qcompiler,
+        dtype="+".join(sorted(formats)).replace("uint8", "int8") or "float32",
         models=dict.fromkeys(threads, bundle),
         size=own.bundle_size(bundle),
         stages=stages or {},

@@ -19,7 +19,6 @@ import tvm_ffi
 from torch.export import ExportedProgram
 from tvm import relax
 
-import qcompiler.operators  # noqa: F401  registers the integer operators
 from qcompiler._version import __version__
 from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
@@ -28,17 +27,20 @@ from qcompiler.driver.gpu import build as gpu
 from qcompiler.driver.gpu import embed
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
-from qcompiler.driver.machine_code.library import count_instructions
+from qcompiler.driver.machine_code.library import count_instructions, forms
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
+from qcompiler.driver.zeros import zero_shares
 from qcompiler.errors import BuildError, CalibrationError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
+from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
-from qcompiler.quantization import Effect, Quantized, quantize_measured, respell
+from qcompiler.quantization import Effect, Quantized, leave_float, quantize_measured, respell, rounded_layers
 from qcompiler.quantization import calibration as calibrations
+from qcompiler.quantization.training import QATModule
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
 from qcompiler.runtime.manifest import (
@@ -97,8 +99,8 @@ def compile_model(
     """Compiles a model into a bundle.
 
     Args:
-        model: a module (with ``example_inputs``), an exported program, the path of a ``.pt2`` archive or of an
-            ``.onnx`` file, or ``package.module:function`` that returns a module and its example inputs.
+        model: a module (with ``example_inputs``; one of ``prepare_qat`` is compiled as it was trained), an exported
+            program, the path of a ``.pt2`` archive or of an ``.onnx`` file, or ``package.module:function`` that returns a module and its example inputs.
         config: the options.
         calibration: samples that show the ranges of activations: the path of an ``.npz`` file with an array an
             input, or an iterable of batches. Not needed for a model that is quantized already.
@@ -110,8 +112,12 @@ def compile_model(
         QCompilerError: the class says what kind of fault, the message what to do.
     """
     target = registry.resolve(config.target)
+    _check_precision(target, config)
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
+    if isinstance(model, QATModule):
+        trained, refused = trained_program(model, example_inputs, target, config, calibration)
+        return build(trained, refused, target, tvm_target, scheduler, config, Path(output)).result
     program = program_of(model, example_inputs, config)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         if config.gate:
@@ -166,6 +172,11 @@ def optimized_program(
 ) -> Quantized:
     """Step 2: the program in PT2E form, what stays in float, and what the optimizations gained."""
     if capture.is_quantized(program):
+        if config.precision != "int8":
+            raise ConfigError(
+                f"precision {config.precision}: the model is quantized already; give the float model, or leave "
+                "precision at int8"
+            )
         if config.plan is not None:
             raise ConfigError(
                 f"plan {config.plan}: the model is quantized already, and its own quantize nodes say what is int8; "
@@ -176,7 +187,36 @@ def optimized_program(
                 "the model is quantized already; its own scales are kept and calibration data is not used"
             )
         return Quantized(respell(program), [])
+    if not config.quantizes:
+        if calibration is not None:
+            log.warning("no layer is int8; calibration data is not used")
+        return leave_float(program, config)
     return quantize_measured(program, target.rules, batches_of(program, calibration), config)
+
+
+def trained_program(
+    model: QATModule,
+    example_inputs: tuple[torch.Tensor, ...] | None,
+    target: Target,
+    config: CompileConfig,
+    calibration: Calibration,
+) -> tuple[ExportedProgram, list[FloatRecord]]:
+    """The quantized program of a module that :func:`qcompiler.prepare_qat` made."""
+    if example_inputs is None:
+        raise ConfigError("a module needs example_inputs: a tuple of tensors of the shapes to compile for")
+    if model.rules != target.rules:
+        raise ConfigError(
+            f"the module was prepared by the rules of another target than {target.name}, and trained for their "
+            f"arithmetic; prepare it for {target.name}"
+        )
+    if config.plan is not None or config.gate:
+        raise ConfigError(
+            "a trained module is compiled as it was trained, so plan and gate come too late; give the plan to prepare_qat"
+        )
+    if calibration is not None:
+        log.warning("the module was trained with its own ranges; calibration data is not used")
+    program = capture.check(model.program(example_inputs))
+    return program, [FloatRecord(f.operator, f.place, f.reason) for f in model.float_operators]
 
 
 def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calibrations.Batch]:
@@ -187,12 +227,23 @@ def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calib
     """
     if calibration is None:
         raise CalibrationError(
-            "calibration data is missing: give an .npz file with an array an input, or an iterable of batches"
+            "calibration data is missing: give an .npz file with an array an input, or an iterable of batches; "
+            "precision fp32, bf16 and fp16 need none"
         )
     inputs = capture.user_inputs(program)
     if isinstance(calibration, str | Path):
         return calibrations.load_npz(calibration, inputs)
     return calibrations.from_iterable(calibration, inputs)
+
+
+def _check_precision(target: Target, config: CompileConfig) -> None:
+    """Refuses 16-bit floats where the target has no kernels for them."""
+    wanted: list[str] = sorted({config.precision, *config.layer_precision.values()} & {"bf16", "fp16"})
+    wanted += ["weights_only"] if config.weights_only else []
+    if wanted and not kernels(target)["lowerings"].keys() >= FLOAT_LAYERS:
+        raise ConfigError(
+            f"{wanted[0]}: target {target.name} has no kernels for it; allowed: precision int8 and fp32"
+        )
 
 
 def build(
@@ -207,7 +258,8 @@ def build(
 ) -> Built:
     """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
-    integer = pipeline.to_integer(import_program(program), dump)
+    module = import_program(program, rounded_layers(program.graph.nodes, config))
+    integer = pipeline.to_integer(module, dump)
     model = IntegerModel(
         integer.module,
         _inputs(program, integer.module),
@@ -251,6 +303,7 @@ def build_integer(
         model.module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
+    zeros = zero_shares(model.module)
     lift = LiftConstants()
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
@@ -268,7 +321,7 @@ def build_integer(
                 torch.__version__,
                 platform.python_version(),
             ),
-            layers=tuple(_record(layer, counts) for layer in physical.layers),
+            layers=tuple(_record(layer, counts, zeros.get(layer.name)) for layer in physical.layers),
             tuned_threads=tuple(sorted(scheduler.threads)),
             float_operators=model.float_operators,
             optimizations=model.optimizations,
@@ -319,9 +372,10 @@ def _optimization(effect: Effect) -> OptimizationRecord:
     return OptimizationRecord(effect.name, before, after, effect.kept, effect.changed, effect.refused)
 
 
-def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
+def _record(layer: Layer, counts: dict[str, Any], zeros: float | None) -> LayerRecord:
     """A layer's certificate: its accumulator's bound, and its instruction counted in the library."""
-    count = counts.get(layer.kernel, {}).get(layer.instruction, 0) if layer.instruction else 0
+    found = counts.get(layer.kernel, {})
+    count = sum(found.get(form, 0) for form in forms(layer.instruction)) if layer.instruction else 0
     if layer.instruction and not count:
         raise BuildError(
             f"layer {layer.name} was to use {layer.instruction}, and its kernel {layer.kernel} has none; "
@@ -330,7 +384,7 @@ def _record(layer: Layer, counts: dict[str, Any]) -> LayerRecord:
     return LayerRecord(
         name=layer.name, operator=layer.operator, dtype=layer.dtype, output_shape=layer.shape, macs=layer.macs,
         accumulator_bound=layer.accumulator_bound, instruction=layer.instruction, instruction_count=count,
-        reason=layer.reason, function=layer.kernel, schedule=layer.schedule,
+        reason=layer.reason, function=layer.kernel, schedule=layer.schedule, arithmetic=layer.arithmetic, zero_weights=zeros,
     )  # fmt: skip
 
 

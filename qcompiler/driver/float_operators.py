@@ -12,8 +12,11 @@ from qcompiler.passes.graph import bindings, dtype, is_tensor, op_name
 from qcompiler.runtime.manifest import FloatRecord
 
 _MOVEMENT = frozenset(
-    {"relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten"}
-)
+    {
+        "relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten",
+        "qc.round_float",
+    }
+)  # fmt: skip
 """Operators that compute nothing, whatever the dtype."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,11 @@ from qcompiler.driver.data import Array, read_samples
 from qcompiler.errors import ConfigError
 from qcompiler.runtime import LayerRecord, Manifest
 
-DENSE = ("conv2d", "dense")
-"""Operators that are summed up to compare them with the peak, where they use the chip's instruction."""
+DENSE = ("conv2d", "dense", "float_conv2d", "float_dense")
+"""Operators that are summed up to compare them with the peak, where they use an instruction of the chip."""
+
+_FLOAT_PEAKS = {"vfmadd231ps": "float_macs_per_cycle", "vdpbf16ps": "bf16_macs_per_cycle"}
+"""Fields of a target's description with the peak of an instruction; that of all others is ``macs_per_cycle``."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,11 @@ def profile(
     if peak is None:
         peak, source = _peak(model.manifest, model.threads)
     calls = model.profile(*_inputs(model, data), repeat=repeat)
-    rows = [_row(call, layer, peak) for call, layer in attribute(calls, model.manifest.layers)]
-    dense = [row for row in rows if row.operator in DENSE and row.instruction is not None]
+    peaks = _peaks(model.manifest, peak)
+    rows = [_row(call, layer, peaks) for call, layer in attribute(calls, model.manifest.layers)]
     return Profile(
         tuple(rows),
-        _sum("dense, integer", dense, peak) if dense else None,
+        _dense(rows, peaks),
         _sum("total", rows, peak),
         model.threads,
         peak,
@@ -122,7 +125,33 @@ def attribute(
     return [(call, waiting[call[0]].pop() if waiting[call[0]] else None) for call in calls]
 
 
-def _row(call: tuple[str, float], layer: LayerRecord | None, peak: float) -> ProfileRow:
+def _peaks(manifest: Manifest, peak: float) -> dict[str, float]:
+    """Multiply-accumulates a second at most of each instruction of the layers, where that of integers is ``peak``."""
+    instructions = {layer.instruction for layer in manifest.layers if layer.instruction is not None}
+    integer = int(_field(manifest.target, "macs_per_cycle")) if instructions & _FLOAT_PEAKS.keys() else 1
+    return {
+        name: peak * int(_field(manifest.target, _FLOAT_PEAKS[name])) / integer
+        if name in _FLOAT_PEAKS
+        else peak
+        for name in instructions
+    }
+
+
+def _dense(rows: Sequence[ProfileRow], peaks: Mapping[str, float]) -> ProfileRow | None:
+    """The sum of the dense operators with the instruction that does most of the multiplications."""
+    work: Counter[str] = Counter()
+    for row in rows:
+        if row.operator in DENSE and row.instruction is not None:
+            work[row.instruction] += row.macs
+    if not work:
+        return None
+    ((instruction, _),) = work.most_common(1)
+    summed = [row for row in rows if row.operator in DENSE and row.instruction == instruction]
+    kind = instruction if instruction in _FLOAT_PEAKS else "integer"
+    return _sum(f"dense, {kind}", summed, peaks[instruction])
+
+
+def _row(call: tuple[str, float], layer: LayerRecord | None, peaks: Mapping[str, float]) -> ProfileRow:
     function, seconds = call
     if layer is None:
         return ProfileRow(function, "kernel", "", seconds, 0, None, None, None)
@@ -135,7 +164,7 @@ def _row(call: tuple[str, float], layer: LayerRecord | None, peak: float) -> Pro
         layer.macs,
         layer.instruction,
         rate,
-        rate / peak if rate is not None and layer.instruction is not None else None,
+        rate / peaks[layer.instruction] if rate is not None and layer.instruction is not None else None,
     )
 
 

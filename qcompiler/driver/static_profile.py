@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from qcompiler import runtime
+from qcompiler.driver.cross import emulator, instructions
+from qcompiler.driver.cross.model import emulated_cpu
 from qcompiler.driver.machine_code.estimate import estimate
-from qcompiler.driver.machine_code.library import kernel_functions
+from qcompiler.driver.machine_code.library import Function, kernel_functions
 from qcompiler.driver.machine_code.loops import inner_loop
-from qcompiler.errors import TargetError
+from qcompiler.driver.machines import MACHINES
+from qcompiler.errors import BuildError, TargetError
+from qcompiler.runtime import Manifest
+from qcompiler.runtime.library import map_constants
 from qcompiler.runtime.manifest import LIBRARY_NAME
 from qcompiler.targets import registry
 from qcompiler.targets.base import GpuTarget
@@ -30,6 +40,7 @@ class StaticRow:
         macs_per_cycle: what LLVM's analyzer says; None without it.
         peak_share: the same as a share of the target's peak.
         method: the analyzer and its model of the processor, or None.
+        executed: instructions that a run executes in the layer's kernel; None where they were not counted.
     """
 
     name: str
@@ -42,6 +53,7 @@ class StaticRow:
     macs_per_cycle: float | None
     peak_share: float | None
     method: str | None
+    executed: int | None
 
 
 @dataclass(frozen=True)
@@ -53,19 +65,28 @@ class StaticProfile:
         without_loop: names of those that have it outside of loops only, and no row.
         target: the target's name.
         peak: multiply-accumulates a cycle and core.
+        executed: instructions that a run executes in the library, all kernels together; None if not counted.
+        counting: how they were counted, or why not, in words.
     """
 
     rows: tuple[StaticRow, ...]
     without_loop: tuple[str, ...]
     target: str
     peak: int
+    executed: int | None
+    counting: str
 
 
-def static_profile(bundle: Path, *, require_signature: Path | None = None) -> StaticProfile:
-    """Estimates the inner loop of every layer; nothing runs, and the bundle may be for any architecture.
+def static_profile(
+    bundle: Path, *, count: bool = True, require_signature: Path | None = None
+) -> StaticProfile:
+    """Estimates the inner loop of every layer; the bundle may be for any architecture.
+
+    Where the bundle's architecture can be emulated, one run is emulated to count the instructions that it executes.
 
     Args:
         bundle: the bundle's folder.
+        count: emulate a run where that is possible.
         require_signature: a public key; the bundle must be signed by its owner.
 
     Raises:
@@ -81,6 +102,8 @@ def static_profile(bundle: Path, *, require_signature: Path | None = None) -> St
         )
     library = bundle / LIBRARY_NAME
     kernels = kernel_functions(library)
+    blocks, counting = _executed(bundle, manifest) if count else (None, "not counted, as asked")
+    callers = Counter(layer.function for layer in manifest.layers)
     found: dict[str, StaticRow | None] = {}
     rows, without_loop = [], []
     for layer in manifest.layers:
@@ -96,6 +119,7 @@ def static_profile(bundle: Path, *, require_signature: Path | None = None) -> St
                     layer.name, layer.operator, layer.instruction, layer.macs, len(loop.instructions), loop.macs,
                     loop.macs / result.bound / target.macs_per_cycle, rate,
                     rate / target.macs_per_cycle if rate else None, result.method,
+                    None if blocks is None else _within(blocks, kernels[layer.function]) // callers[layer.function],
                 )  # fmt: skip
             found[layer.function] = row
         row = found[layer.function]
@@ -103,4 +127,31 @@ def static_profile(bundle: Path, *, require_signature: Path | None = None) -> St
             without_loop.append(layer.name)
         else:
             rows.append(replace(row, name=layer.name))
-    return StaticProfile(tuple(rows), tuple(without_loop), target.name, target.macs_per_cycle)
+    return StaticProfile(
+        tuple(rows), tuple(without_loop), target.name, target.macs_per_cycle,
+        None if blocks is None else sum(blocks.values()), counting,
+    )  # fmt: skip
+
+
+def _executed(bundle: Path, manifest: Manifest) -> tuple[dict[int, int] | None, str]:
+    """Instructions that a run on zeros executes, by the addresses of their blocks, and how they were counted or why not."""
+    family = str(manifest.target["family"])
+    if MACHINES[family].name == platform.machine():
+        return None, "not counted, since this machine runs the bundle itself: qcompile profile"
+    try:
+        found = emulator.find(family)
+    except BuildError as error:
+        return None, f"not counted: {error}"
+    cpu = emulated_cpu(manifest)
+    inputs = [np.zeros(spec.shape, spec.dtype) for spec in manifest.inputs]
+    constants = map_constants(bundle, manifest)
+    blocks = instructions.count(bundle / LIBRARY_NAME, inputs, constants, family=family, cpu=cpu)
+    return (
+        blocks,
+        f"one run on one thread, counted by {found.qemu.name} -cpu {cpu} from the blocks that it enters",
+    )
+
+
+def _within(blocks: Mapping[int, int], functions: Sequence[Function]) -> int:
+    """Instructions of the blocks that begin in ``functions``."""
+    return sum(n for address, n in blocks.items() if any(f.start <= address < f.end for f in functions))

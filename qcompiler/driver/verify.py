@@ -77,7 +77,7 @@ class Comparison:
 
     def add(self, found: Array, wanted: Array, exact: bool) -> None:
         self.exact &= exact
-        same = _same_bits(found, wanted)
+        same = same_bits(found, wanted)
         self.elements += same.size
         self.differing += int(np.count_nonzero(~same))
         self.ratio.add(wanted, found)
@@ -144,7 +144,7 @@ def verify(
     return Verification(samples.count, results, emulated, _fault(results))
 
 
-def _same_bits(a: Array, b: Array) -> npt.NDArray[np.bool_]:
+def same_bits(a: Array, b: Array) -> npt.NDArray[np.bool_]:
     """Where elements have the same bits: -0 is not 0, and a NaN is itself."""
     if a.dtype != b.dtype or a.shape != b.shape:
         raise BundleError(

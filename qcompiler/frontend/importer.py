@@ -6,7 +6,8 @@ here. Parameters and buffers become constants of the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.export import ExportedProgram
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from qcompiler import operators
 from qcompiler.errors import FrontendError, UnsupportedOperatorError
 
 Converter = Callable[[fx.Node, Any], relax.Expr]
@@ -104,8 +106,9 @@ def _ignoring_importer(convert: Callable[[fx.Node], relax.Expr]) -> Converter:
 class _Importer(ExportedProgramImporter):  # type: ignore[misc]
     """TVM's importer, with the converters that it lacks and variables named after the user's modules."""
 
-    def __init__(self) -> None:
+    def __init__(self, precisions: Mapping[str, str]) -> None:
         super().__init__()
+        self.precisions = precisions
         self.convert_map.update(_inplace_converters(self.convert_map))
 
     def wrapped(self, nodes: list[fx.Node]) -> dict[str, Converter]:
@@ -134,7 +137,8 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
                 importer.block_builder = _NamingBuilder(importer.block_builder)
             importer.block_builder.name = _layer_name(node)
             try:
-                return convert(node, importer)
+                with self._rounded_input(node):
+                    return convert(node, importer)
             except FrontendError:
                 raise
             except Exception as error:  # TVM's converters raise whatever their operators raise
@@ -145,6 +149,22 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
                 ) from error
 
         return run
+
+    @contextmanager
+    def _rounded_input(self, node: fx.Node) -> Iterator[None]:
+        """While a layer with a precision is converted, its input is marked with it."""
+        precision, source = self.precisions.get(node.name), node.args[0] if node.args else None
+        if precision is None or not isinstance(source, fx.Node):
+            yield
+            return
+        held = self.env[source]
+        self.env[source] = self.block_builder.emit(
+            operators.call("qc.round_float", [held], precision=precision), "rounded"
+        )
+        try:
+            yield
+        finally:
+            self.env[source] = held
 
 
 def _inplace_converters(known: dict[str, Any]) -> dict[str, Any]:
@@ -186,8 +206,13 @@ class _NamingBuilder:
         return getattr(self._builder, attribute)
 
 
-def import_program(program: ExportedProgram) -> tvm.IRModule:
+def import_program(program: ExportedProgram, precisions: Mapping[str, str] | None = None) -> tvm.IRModule:
     """Imports an exported program.
+
+    Args:
+        program: with or without quantize and dequantize nodes.
+        precisions: for nodes by their names the precision, ``bfloat16`` or ``float16``, that the node's first operand
+            may be rounded to; it is marked by ``qc.round_float``.
 
     Returns:
         A module whose function ``main`` takes the user's inputs and returns a tuple of the user's outputs, with
@@ -197,7 +222,7 @@ def import_program(program: ExportedProgram) -> tvm.IRModule:
         UnsupportedOperatorError: an operator has no import; the message names it and its place.
         FrontendError: quantized tensors have a dtype or range that no target has.
     """
-    importer = _Importer()
+    importer = _Importer(precisions or {})
     return importer.from_exported_program(
         program, False, False, False, importer.wrapped(list(program.graph.nodes))
     )

@@ -71,20 +71,27 @@ def _concat_groups(selection: Selection, order: dict[Node, int]) -> dict[Node, N
 class TargetQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates a graph by a target's rules.
 
+    Args:
+        rules: what the target's kernels accept.
+        config: the observer, and what stays in float.
+        observer: constructor of what is put where a tensor is quantized; None for the observers of ``config``.
+
     Attributes:
         float_operators: after ``annotate``, the operators left in float, in the graph's order. What merely
             moves a tensor between them is not named.
         selection: after ``annotate``, the units computed in integers.
     """
 
-    def __init__(self, rules: QuantizationRules, config: CompileConfig) -> None:
+    def __init__(
+        self, rules: QuantizationRules, config: CompileConfig, observer: Callable[..., Any] | None = None
+    ) -> None:
         super().__init__()
         self.rules = rules
         self.config = config
         self.float_operators: list[FloatOperator] = []
         self.selection = Selection((), frozenset())
-        self._activation = self._activation_spec(activation_observer(config))
-        self._constant = self._activation_spec(MinMaxObserver)
+        self._activation = self._activation_spec(observer or activation_observer(config))
+        self._constant = self._activation_spec(observer or MinMaxObserver)
         self._weight = QuantizationSpec(
             dtype=torch.int8,
             observer_or_fake_quant_ctr=PerChannelWeightObserver,

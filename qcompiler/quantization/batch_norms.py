@@ -18,6 +18,29 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.quantization.operator_classes import ORIGIN, aten, shape_of
 
+FOLDED = "qcompiler_folded"
+"""Key of ``Node.meta``: for a layer with a batch norm folded into it, the :class:`Folded` that it came from."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A layer and the batch norm that was folded into it, as paths of the model's tensors.
+
+    Attributes:
+        weight: the layer's weight, or None where the batch norm itself became a depthwise convolution.
+        bias: the layer's bias, or None.
+        norm: the batch norm's weight and bias, each of which may be None, and its running mean and variance.
+        momentum: share of a batch in the running statistics.
+        epsilon: what is added to the variance.
+    """
+
+    weight: str | None
+    bias: str | None
+    norm: tuple[str | None, str | None, str, str]
+    momentum: float
+    epsilon: float
+
+
 _CONVOLUTIONS = frozenset(
     {
         aten.conv1d.default,
@@ -79,6 +102,18 @@ def _is_constant(arg: object) -> bool:
     return arg is None or (isinstance(arg, Node) and arg.op == "get_attr")
 
 
+def _folded(node: Node, weight: object, bias: object) -> Folded:
+    gamma, beta, mean, variance, momentum, epsilon = node.args[1:7]
+    assert isinstance(momentum, float), node
+    assert isinstance(epsilon, float), node
+    norm = (_path(gamma), _path(beta), str(_path(mean)), str(_path(variance)))
+    return Folded(_path(weight), _path(bias), norm, momentum, epsilon)
+
+
+def _path(arg: object) -> str | None:
+    return str(arg.target) if isinstance(arg, Node) else None
+
+
 @dataclass(frozen=True)
 class Normal:
     """Normal distributions, one a channel, as float64 vectors."""
@@ -122,6 +157,7 @@ class _Rewriter:
             groups = weight.shape[0]
             new = self._insert(node, aten.conv2d.default, source, constants, [1, 1], [0, 0], [1, 1], groups)
             new.meta[ORIGIN] = "batch_norm"
+            new.meta[FOLDED] = _folded(node, None, None)
             new.meta[NORMAL] = self._normal(node)
             for key in ("nn_module_stack", "stack_trace"):
                 if key in node.meta:
@@ -165,6 +201,7 @@ class _Rewriter:
         assert isinstance(source, Node)
         new = self._insert(node, layer.target, source, self.folded[key], *rest)
         new.meta.update({k: v for k, v in layer.meta.items() if k != "val"})
+        new.meta[FOLDED] = _folded(node, weight_node, bias_node)
         new.meta[NORMAL] = self._normal(node)
 
     def _register(

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
-from qcompiler.quantization.operator_classes import SHARING_CLASSES, operator_name
+from qcompiler.config import CompileConfig, Precision
+from qcompiler.quantization.operator_classes import SHARING_CLASSES, aten, operator_name
 from qcompiler.quantization.patterns import Unit
-from qcompiler.quantization.places import module_path
+from qcompiler.quantization.places import module_path, precision
+from qcompiler.quantization.plan import Plan
 
 LAYER = "qcompiler_layer"
 """Key of ``Node.meta``: name of the layer that a node belongs to."""
@@ -53,3 +55,32 @@ def _name(node: Node) -> str:
     if path and "torch.nn.modules." in kind and "container" not in kind:
         return path
     return ".".join(part for part in (path, operator_name(node)) if part)
+
+
+_DTYPES: Mapping[Precision, str] = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def rounded_layers(nodes: Iterable[Node], config: CompileConfig) -> Mapping[str, str]:
+    """The float convolutions and linear layers that are not float32 throughout: precisions by the nodes' names.
+
+    A name in ``layer_precision`` comes before the plan.
+    """
+    plan = None if config.plan is None else Plan.load(config.plan)
+    result: dict[str, str] = {}
+    for node in nodes:
+        if node.target not in (aten.conv2d.default, aten.linear.default):
+            continue
+        chosen = precision(node, config)
+        if plan is not None and chosen == "int8":
+            chosen = plan.precision(str(node.meta.get(LAYER, "")))
+        if config.weights_only and node.target is aten.linear.default and not _has_integers(node):
+            result[node.name] = "int8_weights"
+        elif chosen in _DTYPES:
+            result[node.name] = _DTYPES[chosen]
+    return result
+
+
+def _has_integers(node: Node) -> bool:
+    """Whether a layer's weights come out of a dequantize node: it becomes an integer operator."""
+    source = node.args[1]
+    return isinstance(source, Node) and "dequantize" in str(source.target)

@@ -9,9 +9,15 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from qcompiler.config import CompileConfig
+from qcompiler.config import CompileConfig, Precision
 from qcompiler.errors import QuantizationError
-from qcompiler.quantization.operator_classes import MATMUL_CLASSES, ORIGIN, Refusal, classify, operator_name
+from qcompiler.quantization.operator_classes import (
+    MATMUL_CLASSES,
+    ORIGIN,
+    Refusal,
+    classify,
+    operator_name,
+)
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
@@ -65,25 +71,42 @@ def kept_float(nodes: Iterable[Node], config: CompileConfig) -> Mapping[Node, st
     """The nodes that the configuration leaves in float, with the reason.
 
     Raises:
-        QuantizationError: a name in ``keep_float`` matches nothing.
+        QuantizationError: a name in ``keep_float`` or ``layer_precision`` matches nothing.
     """
     nodes = list(nodes)
     reasons: dict[Node, str] = {}
+    _check_known("layer_precision", config.layer_precision, nodes)
+    for node in nodes:
+        chosen = precision(node, config)
+        if chosen != "int8":
+            reasons[node] = f"precision {chosen}"
     matmuls = [n for n in nodes if classify(n) in MATMUL_CLASSES and ORIGIN not in n.meta]
     if matmuls and config.skip_first:
         reasons[matmuls[0]] = "skip_first"
     if matmuls and config.skip_last:
         reasons[matmuls[-1]] = "skip_last"
-    known: set[str] = set()
     for node in nodes:
-        names = _names(node)
-        known |= names
-        if any(name in names for name in config.keep_float):
+        if not _names(node).isdisjoint(config.keep_float):
             reasons[node] = "keep_float"
-    for name in config.keep_float:
+    _check_known("keep_float", config.keep_float, nodes)
+    return reasons
+
+
+def precision(node: Node, config: CompileConfig) -> Precision:
+    """What the configuration says of a node."""
+    names = _names(node) & config.layer_precision.keys()
+    if not names:
+        return config.precision
+    # A name that is the beginning of its module's path is a module, the innermost the longest; others are operators.
+    path = module_path(node)
+    return config.layer_precision[max(names, key=lambda name: len(name) if path.startswith(name) else 0)]
+
+
+def _check_known(option: str, names: Iterable[str], nodes: Iterable[Node]) -> None:
+    known: set[str] = set().union(*(_names(node) for node in nodes))
+    for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.4) or sorted(known)[:5]
             raise QuantizationError(
-                f"keep_float: no operator or module of the model is called {name!r}; near: {', '.join(near)}"
+                f"{option}: no operator or module of the model is called {name!r}; near: {', '.join(near)}"
             )
-    return reasons

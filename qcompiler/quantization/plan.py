@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from qcompiler.config import Precision as AnyPrecision
 from qcompiler.errors import ConfigError
 
 FORMAT_VERSION = 1
@@ -31,7 +32,9 @@ FORMAT_VERSION = 1
 Precision = Literal["int8", "fp32"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""Precisions that a layer can have, the fewest bits first."""
+"""Precisions that a search chooses from, the fewest bits first."""
+
+_KNOWN: tuple[str, ...] = get_args(AnyPrecision)
 
 _FIELDS = ("format_version", "default", "layers", "reasons", "notes")
 
@@ -47,23 +50,21 @@ class Plan:
         notes: anything that JSON holds, for people.
     """
 
-    layers: Mapping[str, Precision]
-    default: Precision = "int8"
+    layers: Mapping[str, AnyPrecision]
+    default: AnyPrecision = "int8"
     reasons: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for where, value in (("default", self.default), *(self.layers.items())):
-            if value not in PRECISIONS:
-                raise ConfigError(
-                    f"plan: precision of {where} is {value!r}; allowed: {', '.join(PRECISIONS)}"
-                )
+            if value not in _KNOWN:
+                raise ConfigError(f"plan: precision of {where} is {value!r}; allowed: {', '.join(_KNOWN)}")
 
         for name, reason in self.reasons.items():
             if not isinstance(reason, str):
                 raise ConfigError(f"plan: the reason of {name} is {reason!r:.80}; it must be a text")
 
-    def precision(self, layer: str) -> Precision:
+    def precision(self, layer: str) -> AnyPrecision:
         return self.layers.get(layer, self.default)
 
     def reason(self, layer: str) -> str:

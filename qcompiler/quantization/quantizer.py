@@ -18,10 +18,10 @@ from qcompiler.quantization.calibration import Batch, track
 from qcompiler.quantization.canonical import canonicalize
 from qcompiler.quantization.choose_ranges import choose_ranges
 from qcompiler.quantization.layers import LAYER
-from qcompiler.quantization.operator_classes import MATMUL_CLASSES, operator_name
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES, computes_float, operator_name
 from qcompiler.quantization.optimize.apply import optimize
 from qcompiler.quantization.optimize.effects import Effect
-from qcompiler.quantization.places import FloatOperator, place
+from qcompiler.quantization.places import FloatOperator, kept_float, place
 from qcompiler.quantization.simulation import Simulation
 from qcompiler.quantization.weights import PerChannelWeightObserver
 from qcompiler.targets.base import QuantizationRules
@@ -77,11 +77,22 @@ def quantize_measured(
     """
     calibrated = calibrate(ep, rules, batches, config)
     with torch.no_grad():
-        converted = convert_pt2e(calibrated.model, fold_quantize=True)
-        _drop_unused(converted)
-        quantized = torch.export.export(converted, calibrated.examples)
+        program = to_program(calibrated.model, calibrated.examples)
+    return Quantized(program, calibrated.quantizer.float_operators, calibrated.effects)
+
+
+def to_program(prepared: GraphModule, examples: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    """A graph whose observers know their ranges becomes a program in PT2E form.
+
+    Args:
+        prepared: the graph with observers; it is changed.
+        examples: inputs of the shapes to export with.
+    """
+    converted = convert_pt2e(prepared, fold_quantize=True)
+    _drop_unused(converted)
+    quantized = torch.export.export(converted, examples)
     _copy_places(converted, quantized)
-    return Quantized(quantized, calibrated.quantizer.float_operators, calibrated.effects)
+    return quantized
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +127,7 @@ def calibrate(
     samples = list(batches)
     if not samples:
         raise CalibrationError("the calibration data is empty; give at least one batch")
-    model, examples = _canonical(ep)
+    model, examples = canonical_graph(ep)
     rewrite_batch_norms(model, depthwise="conv2d" in rules.operators)
     quantizers: dict[GraphModule, TargetQuantizer] = {}
 
@@ -124,7 +135,7 @@ def calibrate(
         quantizer = TargetQuantizer(rules, config)
         prepared = prepare_pt2e(graph, quantizer)
         quantizers[prepared] = quantizer
-        _observe(prepared, samples, config)
+        observe(prepared, samples, config)
         simulation = Simulation(prepared)
         if config.methods.calibration_method == "auto":
             choose_ranges(simulation, samples)
@@ -146,14 +157,31 @@ def respell(ep: ExportedProgram) -> ExportedProgram:
     Args:
         ep: a program in PT2E form.
     """
-    model, examples = _canonical(ep)
+    model, examples = canonical_graph(ep)
     with torch.no_grad():
         respelled = torch.export.export(model, examples)
     _copy_places(model, respelled)
     return respelled
 
 
-def _canonical(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:
+def leave_float(ep: ExportedProgram, config: CompileConfig) -> Quantized:
+    """A program of which nothing is quantized, as :func:`respell` spells it, and its float operators.
+
+    Args:
+        ep: a float program.
+        config: the precisions.
+
+    Raises:
+        QuantizationError: ``layer_precision`` or ``keep_float`` names what the model does not have.
+    """
+    program = respell(ep)
+    nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+    reasons = kept_float(nodes, config)
+    floats = [FloatOperator(operator_name(n), place(n), reasons[n]) for n in nodes if computes_float(n)]
+    return Quantized(program, floats)
+
+
+def canonical_graph(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ...]]:
     """The program's graph, canonical, and inputs to export it with again."""
     # Without in-place operators a tensor has one value, and one range.
     model = ep.run_decompositions({}).module(check_guards=False)
@@ -167,7 +195,12 @@ def _canonical(ep: ExportedProgram) -> tuple[GraphModule, tuple[torch.Tensor, ..
     return model, examples
 
 
-def _observe(prepared: GraphModule, batches: Sequence[Batch], config: CompileConfig) -> None:
+def observe(prepared: GraphModule, batches: Sequence[Batch], config: CompileConfig) -> None:
+    """Show every batch to the observers.
+
+    Raises:
+        CalibrationError: a tensor is not finite.
+    """
     modules = dict(prepared.named_modules(remove_duplicate=False))
     hooks, hooked = [], set()
     for node in prepared.graph.nodes:

@@ -12,6 +12,7 @@ from tvm import relax
 
 from qcompiler.errors import InputError, VerificationError
 from qcompiler.reference.fallback import tvm_kernel
+from qcompiler.reference.floats import FLOAT_KERNELS
 from qcompiler.reference.integer import INTEGER_KERNELS
 from qcompiler.reference.movement import MOVEMENT_KERNELS
 from qcompiler.reference.site import (
@@ -230,6 +231,8 @@ class _Flatten:
     def _kernel(self, site: Site) -> Kernel:
         if site.name in INTEGER_KERNELS:
             return INTEGER_KERNELS[site.name](site)
+        if site.name in FLOAT_KERNELS:
+            return FLOAT_KERNELS[site.name](site)
         prepare = MOVEMENT_KERNELS.get(site.name)
         kernel = None if prepare is None else prepare(site)
         return kernel if kernel is not None else tvm_kernel(site, self.module)

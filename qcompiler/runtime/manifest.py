@@ -115,6 +115,9 @@ class LayerRecord:
         function: name of its kernel in the library; empty where it has none of its own.
         schedule: where its kernel's schedule comes from: ``tuned``, ``transferred`` from a similar kernel's, or
             ``default``; None for a kernel with one schedule only.
+        arithmetic: formats of the activations, the weights and the sums of a convolution or matrix product, such as
+            ``bfloat16 x bfloat16 -> float32``; None for any other operator.
+        zero_weights: share of its int8 weights that are zero, which no kernel skips; None where it has no weights.
     """
 
     name: str
@@ -128,6 +131,8 @@ class LayerRecord:
     reason: str | None = None
     function: str = ""
     schedule: str | None = None
+    arithmetic: str | None = None
+    zero_weights: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("macs", "instruction_count"):

@@ -74,7 +74,8 @@ CORTEX_A55 = replace(
     DOTPROD,
     name="arm-cortex-a55",
     mcpu="cortex-a55",
-    llvm_features=(),
+    # A pair of loads of 128 bits takes as long as three loads.
+    llvm_features=("+slow-paired-128",),
     required_features=_V8_2,
     macs_per_cycle=16,  # one sdot of 128 bits a cycle
     l1_bytes=32 * KIB,
@@ -86,6 +87,7 @@ CORTEX_A76 = replace(
     CORTEX_A55,
     name="arm-cortex-a76",
     mcpu="cortex-a76",
+    llvm_features=(),
     macs_per_cycle=32,
     l1_bytes=64 * KIB,
     l2_bytes=256 * KIB,

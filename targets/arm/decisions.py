@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from qcompiler.targets.arm.dense import Decision
+from qcompiler.targets.arm.cores import core_of
+from qcompiler.targets.arm.dense import Decision, fits
 from qcompiler.targets.arm.layouts import VECTOR, Window, cut_channels, vector_counts, window_of
 from qcompiler.targets.arm.products import products
 from qcompiler.targets.base import Target
+from qcompiler.targets.cpu.cores import Core
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
 
-LIVE = 30
-"""Registers for accumulators, the activations of a chunk and the weights of a step; LLVM wants one or two more."""
+LIVE = 32
+"""Registers for accumulators, the activations of a chunk and the weights of a step."""
 
-WEIGHTS = 4
-"""Registers that weights in flight take."""
-
-_LOAD = 4 / 3
-"""Vector instructions in the time of a load: four pipelines against three on Neoverse-V1 and Apple M1; fewer on others."""
-
-_LATENCY = 8
-"""Products that must be under way at once: four cycles of latency in two pipelines."""
+WEIGHTS = {"smull": 6, "sdot": 3, "smmla": 6}
+"""Registers that weights in flight take, and what LLVM wants besides: with fewer it spills."""
 
 _PIXEL = 6
 """Instructions for the addresses of a pixel."""
 
 _EPILOGUE = 7
-"""Instructions that turn a vector of accumulators into bytes."""
+"""Vector instructions that turn a vector of accumulators into bytes."""
+
+_OVERLAP = 0.1
+"""Share of the loads' time that is not hidden behind products on a core that reorders instructions."""
 
 
 def dense_decision(target: Target, shape: ConvShape) -> Decision:
@@ -36,12 +35,40 @@ def dense_decision(target: Target, shape: ConvShape) -> Decision:
     for count in vector_counts(shape):
         window = window_of(shape, cut_channels(shape, count), word)
         for columns in column_counts(target, count, pixels):
-            cost = _cost(target, pixels, vectors, window, columns, count)
+            cost = _cost(target.instruction, core_of(target), pixels, vectors, window, columns, count)
             best = min(best or (cost, 0, columns, count), (cost, -columns * count, columns, count))
     assert best is not None
     inputs = shape.batch * shape.height * shape.width * shape.in_channels
     weights = shape.out_channels * shape.in_channels // shape.groups * shape.kernel[0] * shape.kernel[1]
     return Decision(best[2], best[3], channel_major=weights > inputs)
+
+
+def dense_decisions(target: Target, shape: ConvShape, default: Decision) -> list[Decision]:
+    """What tuning starts from: ``default``, and for every other structure its best tile.
+
+    A structure is a loop order and a number of vectors that tiles of the default's packed weights may have; columns and
+    unrolling are sampled within it.
+    """
+    word = products(target.instruction).word
+    pixels = shape.batch * shape.out_height * shape.out_width
+    vectors = ceil_div(shape.out_channels, VECTOR)
+    window = window_of(shape, cut_channels(shape, default.vectors), word)
+    starts = [default]
+    for count in range(1, vectors + 1):
+        columns = column_counts(target, count, pixels)
+        # Tiles of several groups would mix their inputs.
+        if not fits(default.vectors, count) or (shape.groups > 1 and count > default.vectors):
+            continue
+        if _live(target, products(target.instruction).registers(1, count), 1) > LIVE:
+            continue
+        best = min(
+            columns,
+            key=lambda c: _cost(target.instruction, core_of(target), pixels, vectors, window, c, count),
+        )
+        for channel_major in (default.channel_major, not default.channel_major):
+            if (count, channel_major) != (default.vectors, default.channel_major):
+                starts.append(Decision(best, count, channel_major))
+    return starts
 
 
 def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
@@ -57,34 +84,42 @@ def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
 def _live(target: Target, registers: int, columns: int) -> int:
     """Registers in use at once. Activations take them twice where they are spread (smull) or paired (smmla)."""
     inputs = {"smull": 2 * columns, "sdot": columns, "smmla": ceil_div(3 * columns, 2)}[target.instruction]
-    return registers + inputs + WEIGHTS
+    return registers + inputs + WEIGHTS[target.instruction]
 
 
-def _cost(target: Target, pixels: int, vectors: int, window: Window, columns: int, count: int) -> float:
-    """Time of all tiles, in products."""
+def _cost(
+    instruction: str, core: Core, pixels: int, vectors: int, window: Window, columns: int, count: int
+) -> float:
+    """Cycles of all tiles."""
     return sum(
-        _tile_cost(target, window, c, v) * times
+        _tile_cost(instruction, core, window, c, v) * times
         for c, c_times in ((columns, pixels // columns), (pixels % columns, 1))
         for v, v_times in ((count, vectors // count), (vectors % count, 1))
         if (times := c_times * v_times) and c and v
     )
 
 
-def _tile_cost(target: Target, window: Window, columns: int, vectors: int) -> float:
-    """Time of a tile: its sum in words of four bytes, and its end."""
+def _tile_cost(instruction: str, core: Core, window: Window, columns: int, vectors: int) -> float:
+    """Cycles of a tile: its sum in words of four bytes, and its end."""
     words = ceil_div(window.run, window.word) * window.word // 4 * window.rows * window.columns
-    loads = (columns / 4 + vectors) * _LOAD
-    if target.instruction == "smull":
+    loads = columns / 4 + vectors
+    if instruction == "smull":
         # Three instructions for two words of two channels, and a dup for every column and word.
         work = 3.0 * columns * vectors + columns
-    elif target.instruction == "smmla":
+    elif instruction == "smmla":
         # Two words at once of two pixels and two channels; a zip for every two pixels and two words.
         pairs = ceil_div(columns, 2)
         work = pairs * vectors + pairs / 2
     else:
         work = float(columns * vectors)
-    step = max(work, loads, _LATENCY) + 0.1 * loads
-    return words * step + _EPILOGUE * columns * vectors + _PIXEL * columns
+    if core.in_order:
+        step = work / core.vector + loads / core.load
+    else:
+        # An accumulator is added to once a word; smmla takes two words at once.
+        chain = core.latency * 4 / window.word
+        loading = loads / core.load
+        step = max(work / core.vector, loading, (work + loads) / core.issue, chain) + _OVERLAP * loading
+    return words * step + _EPILOGUE * columns * vectors / core.vector + _PIXEL * columns / core.issue
 
 
 def parallel_cycles(target: Target, shape: ConvShape) -> int:

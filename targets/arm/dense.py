@@ -15,12 +15,20 @@ from tvm.ir import Expr
 
 from qcompiler.targets.arm import memory
 from qcompiler.targets.arm.finish import Epilogue, Finish
-from qcompiler.targets.arm.layouts import VECTOR, Window, cut_channels, window_of
+from qcompiler.targets.arm.layouts import CHUNK, VECTOR, Window, cut_channels, window_of
 from qcompiler.targets.arm.products import Products, Tile, products
 from qcompiler.targets.borders import in_root_block, sequence
 from qcompiler.targets.cpu.channels import ChannelBlocks
-from qcompiler.targets.cpu.shapes import ConvShape, ceil_div, loop_kind
+from qcompiler.targets.cpu.shapes import ConvShape, ceil_div, divisor_at_most, loop_kind
 from qcompiler.targets.cpu.vectors import Body, ramp
+
+_Weights = Callable[[Expr, int], Expr]
+"""Loads the weights of a word and a part of a panel."""
+
+
+def fits(packed: int, vectors: int) -> bool:
+    """Whether tiles of ``vectors`` vectors can read blocks of ``packed``."""
+    return packed % vectors == 0 or vectors % packed == 0
 
 
 @dataclass(frozen=True)
@@ -29,13 +37,15 @@ class Decision:
 
     Attributes:
         columns: pixels of a tile.
-        vectors: vectors of four output channels of a tile, and of a block of packed weights.
+        vectors: vectors of four output channels of a tile.
         channel_major: the loop over output channels is outside of the loop over pixels.
+        unroll: chunks of a run that a turn of the inner loop takes, or as many fewer as divide them.
     """
 
     columns: int
     vectors: int
     channel_major: bool
+    unroll: int = 1
 
 
 class Dense:
@@ -43,15 +53,26 @@ class Dense:
 
     The arguments are x, the weights of ``layouts.pack_weight``, bias and multiplier ``[blocks, lanes]``, with a
     residual the residual and its multiplier and offset, and the output.
+
+    Args:
+        shape: extents; padding must be zero.
+        epilogue: what happens to a sum.
+        instruction: that multiplies.
+        packed: vectors of a block of packed weights. A tile is one or more whole blocks, or an even share of one.
+        decision: the tile.
+        matrix: activations and output are ``[M, K]`` and ``[M, CO]``.
+        paired: two products fit in 16 bits, since no weight is -128.
     """
 
     def __init__(
-        self, shape: ConvShape, epilogue: Epilogue, instruction: str, decision: Decision, *, matrix: bool, paired: bool
+        self, shape: ConvShape, epilogue: Epilogue, instruction: str, packed: int, decision: Decision, *,
+        matrix: bool, paired: bool,
     ) -> None:  # fmt: skip
         assert not any(shape.padding), shape
-        self.shape, self.decision, self.matrix = shape, decision, matrix
+        assert fits(packed, decision.vectors), (packed, decision)
+        self.shape, self.packed, self.decision, self.matrix = shape, packed, decision, matrix
         self.products: Products = products(instruction, paired=paired)
-        self.cut: ChannelBlocks = cut_channels(shape, decision.vectors)
+        self.cut: ChannelBlocks = cut_channels(shape, packed)
         self.window: Window = window_of(shape, self.cut, self.products.word)
         n, oh, ow, co = shape.batch, shape.out_height, shape.out_width, shape.out_channels
         blocks, lanes = self.cut.blocks, self.cut.lanes
@@ -104,18 +125,17 @@ class Dense:
         return function.with_attr("tirx.noalias", True).with_attr("s_tir", True)
 
     def _tile(self, first: Expr, columns: int, panel: Expr, vectors: int, valid: int) -> tirx.Stmt:
-        """``columns`` pixels from ``first`` on, the first ``vectors`` vectors and ``valid`` channels of block ``panel``."""
+        """``columns`` pixels from ``first`` on, the first ``vectors`` vectors and ``valid`` channels of panel ``panel``."""
         body = Body()
         count = self.products.registers(columns, vectors)
         tile = Tile(columns, vectors, tirx.decl_buffer((4 * count,), "int32", name="acc", scope="local"))
         body.add(tirx.AllocBuffer(tile.buffer))
-        block = body.name(panel, "block")
-        start = block * (self.cut.lanes // VECTOR)
+        start = body.name(panel * self.decision.vectors, "vector")
         places = [self._place(body, first, j) for j in range(columns)]
-        group = self._first_input(block)
+        group = self._first_input(start // self.packed)
         bases = [body.name(self._base(place) + group, "base") for place in places]
         self.products.start(body, tile, lambda v: self.finish.constant("bias", start + v))
-        body.add(self._sum(tile, bases, block))
+        body.add(self._sum(tile, bases, self._weights(body, panel)))
         for column, place in enumerate(places):
             sums = self.products.sums(body, tile, column, lambda v: self.finish.constant("bias", start + v))
             self.finish.write(body, sums, start, place[2:] if self.matrix else place, valid)
@@ -143,51 +163,84 @@ class Dense:
             return tirx.const(0, "int32")
         return block // self.cut.blocks_per_group * self.cut.group_inputs
 
-    def _weights(self, panel: Expr, word: Expr, k: int) -> Expr:
-        """Sixteen bytes of a block's word: of a vector's channels, or for words of eight bytes, of half of them."""
-        at = (panel * self.window.words + word) * (self.cut.lanes * self.window.word) + 16 * k
-        return tirx.BufferLoad(self.flat_weight, [ramp(at, 16)])
+    def _weights(self, body: Body, panel: Expr) -> _Weights:
+        """Loads of the weights of a panel: sixteen bytes of word ``word``, of the channels of a vector, or for words of
+        eight bytes of half of them.
+        """
+        word_bytes = self.packed * VECTOR * self.window.word  # of a block
+        block_bytes = self.window.words * word_bytes
+        vector_bytes = VECTOR * self.window.word
+        shares = self.packed // self.decision.vectors
+        if shares:
+            first = panel // shares * block_bytes + panel % shares * (self.decision.vectors * vector_bytes)
+        else:
+            first = panel * (self.decision.vectors // self.packed * block_bytes)
+        base = body.name(first, "weights")
 
-    def _sum(self, tile: Tile, bases: Sequence[Expr], block: Expr) -> tirx.Stmt:
+        def load(word: Expr, part: int) -> Expr:
+            vector, byte = divmod(16 * part, vector_bytes)
+            block, inside = divmod(vector, self.packed)
+            at = base + word * word_bytes + (block * block_bytes + inside * vector_bytes + byte)
+            return tirx.BufferLoad(self.flat_weight, [ramp(at, 16)])
+
+        return load
+
+    def _sum(self, tile: Tile, bases: Sequence[Expr], weights: _Weights) -> tirx.Stmt:
         """The loops over the window's runs and over the chunks of a run."""
         window, s = self.window, self.shape
         row, column, step = (tirx.Var(name, "int32") for name in ("kh", "kw", "chunk"))
         run = row * window.columns + column
         offset = (row * s.dilation[0] * s.width + column * s.dilation[1]) * s.in_channels
-        per_chunk = 16 // window.word
-        chunks = window.run // 16
+        per_chunk = CHUNK // window.word
+        chunks = window.run // CHUNK
+        first_word = run * len(window.starts)
         statements: list[tirx.Stmt] = []
 
-        def word_of(k: Expr | int) -> Expr:
-            return run * len(window.starts) + k
+        def add_chunk(body: Body, at: Expr | int, first: int, word: Expr) -> None:
+            """The words from ``first`` on of the chunk that begins at byte ``at`` of the run; ``word`` is the first's."""
+            x = [
+                body.name(tirx.BufferLoad(self.flat, [ramp(base + offset + at, CHUNK)]), "x")
+                for base in bases
+            ]
+            self.products.chunk(
+                body, tile, x, first,
+                lambda k, part: body.name(weights(word + (k - first), part), "w"),
+            )  # fmt: skip
 
         if chunks:
-            body = Body()
-            at = offset + step * 16
-            x = [body.name(tirx.BufferLoad(self.flat, [ramp(base + at, 16)]), "x") for base in bases]
-            self.products.chunk(
-                body, tile, x,
-                lambda word, k: body.name(self._weights(block, word_of(step * per_chunk + word), k), "w"),
-            )  # fmt: skip
-            statements.append(tirx.For(step, 0, chunks, tirx.ForKind.SERIAL, tirx.SeqStmt(body.statements)))
+            body, turns = Body(), unrolled(chunks, self.decision.unroll)
+            for k in range(turns):
+                chunk = step * turns + k
+                add_chunk(body, chunk * CHUNK, 0, first_word + chunk * per_chunk)
+            statements.append(
+                tirx.For(step, 0, chunks // turns, tirx.ForKind.SERIAL, tirx.SeqStmt(body.statements))
+            )
         rest = window.starts[chunks * per_chunk :]
         if rest:
             body = Body()
-            count = min(window.word, window.run)
-            columns = [
-                [
-                    memory.load(body, self.flat, [], base + offset + start, count, window.word)
-                    for base in bases
+            word = first_word + chunks * per_chunk
+            if chunks:
+                add_chunk(body, window.run - CHUNK, per_chunk - len(rest), word)
+            else:
+                count = min(window.word, window.run)
+                columns = [
+                    [
+                        memory.load(body, self.flat, [], base + offset + start, count, window.word)
+                        for base in bases
+                    ]
+                    for start in rest
                 ]
-                for start in rest
-            ]
-            self.products.words(
-                body, tile, columns,
-                lambda word, k: body.name(self._weights(block, word_of(chunks * per_chunk + word), k), "w"),
-            )  # fmt: skip
+                self.products.words(
+                    body, tile, columns, lambda k, part: body.name(weights(word + k, part), "w")
+                )
             statements.append(tirx.SeqStmt(body.statements))
         inner = tirx.For(column, 0, window.columns, tirx.ForKind.SERIAL, sequence(statements))
         return tirx.For(row, 0, window.rows, tirx.ForKind.SERIAL, inner)
+
+
+def unrolled(chunks: int, unroll: int) -> int:
+    """Chunks of a turn: the largest divisor of ``chunks`` that is not above ``unroll``."""
+    return divisor_at_most(chunks, unroll)
 
 
 def _split(index: Expr, whole: int, rest: int, make: Callable[[bool], tirx.Stmt]) -> tirx.Stmt:

@@ -8,6 +8,7 @@ Without it, two taps at once are multiplied to 16 bits and added (``smull``, ``s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,19 @@ def pack_weight(weight: NDArray[np.int8], *, sdot: bool) -> NDArray[np.int8]:
     return np.ascontiguousarray(rows.reshape(blocks, BLOCK, chunks, WORD, kw).transpose(0, 4, 2, 1, 3))
 
 
+@dataclass(frozen=True)
+class Decision:
+    """Decisions of a depthwise kernel.
+
+    Attributes:
+        columns: output columns whose accumulators are in registers at once.
+        channel_major: the loop over blocks of channels is outside of the loop over rows.
+    """
+
+    columns: int
+    channel_major: bool = False
+
+
 class Depthwise:
     """A depthwise convolution without padding of its own.
 
@@ -76,16 +90,16 @@ class Depthwise:
     Args:
         shape: extents; padding must be zero.
         epilogue: what happens to a sum.
-        columns: output columns whose accumulators are in registers at once.
+        decision: the tile.
         sdot: multiply by ``sdot``.
         paired: two products fit in 16 bits, since no weight is -128.
     """
 
     def __init__(
-        self, shape: ConvShape, epilogue: Epilogue, columns: int, *, sdot: bool, paired: bool
+        self, shape: ConvShape, epilogue: Epilogue, decision: Decision, *, sdot: bool, paired: bool
     ) -> None:
         assert not any(shape.padding), shape
-        self.shape, self.columns, self.sdot, self.paired = shape, columns, sdot, paired
+        self.shape, self.decision, self.sdot, self.paired = shape, decision, sdot, paired
         n, c, (kh, kw) = shape.batch, shape.out_channels, shape.kernel
         self.blocks, self.chunks = ceil_div(c, BLOCK), ceil_div(kh, WORD)
         self.x = tirx.decl_buffer((n, shape.height, shape.width, c), "int8", name="x")
@@ -100,18 +114,27 @@ class Depthwise:
 
     def function(self, cycles: int) -> tirx.PrimFunc:
         """The kernel, which takes about ``cycles`` on one core."""
-        s = self.shape
-        row, block = tirx.Var("row", "int32"), tirx.Var("block", "int32")
+        rows, columns = self.shape.batch * self.shape.out_height, self.decision.columns
+        row: Expr
+        block: Expr
+        if self.decision.channel_major:
+            task = tirx.Var("task", "int32")
+            row, block = task % rows, task // rows
+        else:
+            row, block = tirx.Var("row", "int32"), tirx.Var("block", "int32")
         steps: list[tirx.Stmt] = []
-        tiles, rest = divmod(s.out_width, self.columns)
+        tiles, rest = divmod(self.shape.out_width, columns)
         if tiles:
             step = tirx.Var("tile", "int32")
-            body = self._tile(row, step * self.columns, self.columns, block)
+            body = self._tile(row, step * columns, columns, block)
             steps.append(tirx.For(step, 0, tiles, tirx.ForKind.SERIAL, body))
         if rest:
-            steps.append(self._tile(row, tirx.const(tiles * self.columns, "int32"), rest, block))
-        inner = tirx.For(block, 0, self.blocks, tirx.ForKind.SERIAL, sequence(steps))
-        loop = tirx.For(row, 0, s.batch * s.out_height, loop_kind(cycles), inner)
+            steps.append(self._tile(row, tirx.const(tiles * columns, "int32"), rest, block))
+        if self.decision.channel_major:
+            loop = tirx.For(task, 0, rows * self.blocks, loop_kind(cycles), sequence(steps))
+        else:
+            inner = tirx.For(block, 0, self.blocks, tirx.ForKind.SERIAL, sequence(steps))
+            loop = tirx.For(row, 0, rows, loop_kind(cycles), inner)
         view = tirx.DeclBuffer(self.flat_weight, data=self.weight.data)
         whole = in_root_block(tirx.SeqStmt([view, loop]))
         function = tirx.PrimFunc([self.x, self.weight, *self.finish.arguments], whole)
@@ -205,9 +228,14 @@ def _words(body: Body, rows: Sequence[Expr]) -> list[Expr]:
     return words
 
 
-def columns(shape: ConvShape) -> int:
-    """Output columns of a tile: four or fewer vectors of accumulators each, as evenly as they divide a row."""
-    return min(range(1, min(shape.out_width, 4) + 1), key=lambda c: (ceil_div(shape.out_width, c), c))
+def column_counts(shape: ConvShape) -> list[int]:
+    """Output columns that a tile may have: a column takes four vectors of accumulators."""
+    return list(range(1, min(shape.out_width, 5) + 1))
+
+
+def decision(shape: ConvShape) -> Decision:
+    """The tile without tuning: four columns or fewer, as evenly as they divide a row."""
+    return Decision(min(column_counts(shape)[:4], key=lambda c: (ceil_div(shape.out_width, c), c)))
 
 
 def cycles(shape: ConvShape) -> int:

@@ -11,24 +11,16 @@ from tvm.ir import Expr
 from qcompiler.targets.arm import memory
 from qcompiler.targets.arm.layouts import BLOCK, VECTOR
 from qcompiler.targets.arm.requantization import Requantization
+from qcompiler.targets.cpu import epilogue as epilogues
+from qcompiler.targets.cpu.storage import SIGNED, Storage
 from qcompiler.targets.cpu.vectors import Body, broadcast, ramp, shuffle
 
 
 @dataclass(frozen=True)
-class Epilogue:
-    """What happens to an accumulator, the bias included.
+class Epilogue(epilogues.Epilogue[Requantization]):
+    """What happens to an accumulator, the bias included; activations are stored as q - 128."""
 
-    Attributes:
-        requantization: to a stored activation, or None for a float32 result.
-        residual_shift: the residual's shift, or None without a residual.
-    """
-
-    requantization: Requantization | None
-    residual_shift: int | None
-
-    @property
-    def dtype(self) -> str:
-        return "float32" if self.requantization is None else "int8"
+    storage: Storage = SIGNED
 
 
 class Finish:

@@ -2,8 +2,9 @@
 
 A kernel reads its window in *runs* of adjacent bytes: all columns of a row of the window with all channels where these
 lie side by side, else one pixel's channels of a group. A run is read in *words* of four or eight bytes, as the
-instruction multiplies them. A last word that is not whole begins earlier, over bytes that were read already; their
-weights in it are zero. So nothing is read beyond the run, and no input is padded to whole words.
+instruction multiplies them, sixteen bytes at once. The words after the last whole sixteen bytes begin earlier, so that
+they end with the run; bytes that were read already have zero weights in them. So nothing is read beyond the run, and no
+input is padded to whole words. A run of sixteen bytes or more has its last words in its last sixteen bytes.
 
 Weights are ``[blocks, runs * words, lanes, word]``: for every block of output channels and every word, its weights of
 each channel.
@@ -25,6 +26,9 @@ VECTOR = 4
 BLOCK = 16
 """Output channels of a block: as many as fill a vector of bytes."""
 
+CHUNK = 16
+"""Bytes of a run that are read at once."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -45,8 +49,12 @@ class Window:
     @property
     def starts(self) -> list[int]:
         """Where the words of a run begin."""
-        last = max(self.run - self.word, 0)
-        return [min(start, last) for start in range(0, self.run, self.word)]
+        whole = self.run // CHUNK * CHUNK
+        rest = ceil_div(self.run - whole, self.word)
+        last = [max(self.run - self.word * (rest - k), 0) for k in range(rest)]
+        if self.run < CHUNK:  # words of their own: as few bytes twice as possible
+            last = [min(self.word * k, max(self.run - self.word, 0)) for k in range(rest)]
+        return [*range(0, whole, self.word), *last]
 
     @property
     def words(self) -> int:

@@ -11,17 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax
 
-from qcompiler.targets.arm import decisions, dense, depthwise, layouts, tables
+from qcompiler.targets.arm import decisions, depthwise, layouts, tables
 from qcompiler.targets.arm.finish import Epilogue
-from qcompiler.targets.arm.products import products
 from qcompiler.targets.arm.requantization import Requantization, bounded
+from qcompiler.targets.arm.sketches import Problem, dense_workload, depthwise_workload
 from qcompiler.targets.base import Target
 from qcompiler.targets.borders import QUANTIZE_TO_NHWC, Borders
 from qcompiler.targets.cpu.channels import pack_channels
 from qcompiler.targets.cpu.lowering import Lowered, Lowering, Shared, constant, conv_shape, dims, value
 from qcompiler.targets.cpu.shapes import ConvShape
 from qcompiler.targets.cpu.storage import SIGNED
-from qcompiler.targets.workload import mark_scheduled
 
 
 def _requantization(attrs: Any, magnitude: float) -> Requantization:
@@ -56,18 +55,18 @@ def _channel_args(call: relax.Call, pack: Callable[[NDArray[Any]], NDArray[Any]]
 
 def _lower_dense(call: relax.Call, shape: ConvShape, weight: NDArray[np.int8], target: Target, *, matrix: bool) -> Lowered:  # fmt: skip
     decision = decisions.dense_decision(target, shape)
-    cut = layouts.cut_channels(shape, decision.vectors)
-    window = layouts.window_of(shape, cut, products(target.instruction).word)
-    packed = layouts.pack_weight(weight, shape.groups, cut, window)
-    paired = bool(weight.size == 0 or weight.min() > -128)
-    kernel = dense.Dense(shape, _epilogue(call), target.instruction, decision, matrix=matrix, paired=paired)
-    cycles = decisions.parallel_cycles(target, shape)
+    problem = Problem(
+        shape, _epilogue(call), target.instruction, decision.vectors, matrix, bool(weight.min(initial=0) > -128),
+        decisions.parallel_cycles(target, shape),
+    )  # fmt: skip
+    kernel = problem.dense(decision)
+    packed = layouts.pack_weight(weight, shape.groups, kernel.cut, kernel.window)
     args = [
         call.args[0],
         constant(packed),
-        *_channel_args(call, partial(pack_channels, blocks=cut.blocks, lanes=cut.lanes)),
+        *_channel_args(call, partial(pack_channels, blocks=kernel.cut.blocks, lanes=kernel.cut.lanes)),
     ]
-    return Lowered(mark_scheduled(kernel.function(cycles)), args, target.instruction)
+    return Lowered(dense_workload(problem, target, decision), args, target.instruction)
 
 
 def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
@@ -75,13 +74,12 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
     if not shape.depthwise:
         return _lower_dense(call, shape, weight, target, matrix=False)
     sdot = depthwise.uses_sdot(target.instruction, shape)
-    kernel = depthwise.Depthwise(
-        shape, _epilogue(call), depthwise.columns(shape), sdot=sdot, paired=bool(weight.min() > -128)
-    )
+    problem = Problem(
+        shape, _epilogue(call), target.instruction, 0, False, bool(weight.min() > -128), depthwise.cycles(shape)
+    )  # fmt: skip
     packed = depthwise.pack_weight(weight, sdot=sdot)
     args = [call.args[0], constant(packed), *_channel_args(call, depthwise.pack_channels)]
-    function = kernel.function(depthwise.cycles(shape))
-    return Lowered(mark_scheduled(function), args, "sdot" if sdot else "smull")
+    return Lowered(depthwise_workload(problem), args, "sdot" if sdot else "smull")
 
 
 def lower_dense(call: relax.Call, target: Target) -> Lowered:

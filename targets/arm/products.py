@@ -72,11 +72,12 @@ class Smull:
         for k in range(self.registers(tile.columns, tile.vectors)):
             tile.set(body, k, broadcast(0, "int32", 4))
 
-    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Weights) -> None:
-        """Adds the products of 16 bytes of every column: ``weights(word, vector)``."""
-        for first in (0, 2):
-            words = [[body.name(intrinsics.dup_word(v, first + k), "dup") for v in x] for k in (0, 1)]
-            self._add(body, tile, words, _from(weights, first))
+    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], first: int, weights: Weights) -> None:
+        """Adds the products of the words from ``first`` on of 16 bytes of every column: ``weights(word, vector)``."""
+        for start in range(first, 4, 2):
+            both = range(start, min(start + 2, 4))
+            words = [[body.name(intrinsics.dup_word(v, k), "dup") for v in x] for k in both]
+            self._add(body, tile, words, _from(weights, start))
 
     def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Weights) -> None:  # fmt: skip
         """Adds the products of single words, ``x[word][column]``, each of four bytes."""
@@ -130,9 +131,9 @@ class Sdot:
             for column in range(tile.columns):
                 tile.set(body, column * tile.vectors + vector, value)
 
-    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Weights) -> None:
-        """Adds the products of 16 bytes of every column: ``weights(word, vector)``."""
-        for word in range(4):
+    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], first: int, weights: Weights) -> None:
+        """Adds the products of the words from ``first`` on of 16 bytes of every column: ``weights(word, vector)``."""
+        for word in range(first, 4):
             self._add(body, tile, [intrinsics.dup_word(v, word) for v in x], partial(weights, word))
 
     def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Weights) -> None:  # fmt: skip
@@ -171,14 +172,15 @@ class Smmla:
                 for half in (0, 1):
                     tile.set(body, 2 * (pair * tile.vectors + vector) + half, halves[half])
 
-    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], weights: Weights) -> None:
-        """Adds the products of 16 bytes of every column: ``weights(word, 2 * vector + half)``."""
+    def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], first: int, weights: Weights) -> None:
+        """As for the others, with ``weights(word, 2 * vector + half)``."""
         # The high halves come first: then the low ones can be joined in place, by one instruction instead of two.
-        high, low = (
-            [body.name(intrinsics.zip_halves(a, b, word), "pair") for a, b in _pairs(x)] for word in (1, 0)
-        )
-        for word, pairs in enumerate((low, high)):
-            self._add(body, tile, pairs, partial(weights, word))
+        pairs = {
+            word: [body.name(intrinsics.zip_halves(a, b, word), "pair") for a, b in _pairs(x)]
+            for word in range(1, first - 1, -1)
+        }
+        for word in range(first, 2):
+            self._add(body, tile, pairs[word], partial(weights, word))
 
     def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Weights) -> None:  # fmt: skip
         """Adds the products of single words, ``x[word][column]``, each of eight bytes."""

@@ -23,7 +23,7 @@ class ChannelBlocks:
         blocks: blocks of output channels.
         blocks_per_group: blocks of one merged group.
         group_inputs: input channels of one merged group.
-        k_blocks: reads of four input channels that cover ``group_inputs``.
+        k_blocks: reads of a word of input channels (four bytes, say) that cover ``group_inputs``.
         merged: groups that one merged group consists of.
     """
 
@@ -35,8 +35,10 @@ class ChannelBlocks:
     merged: int
 
 
-def channel_blocks(in_channels: int, out_channels: int, groups: int, lanes: int) -> ChannelBlocks:
-    """Cuts the channels into blocks with the fewest merged groups.
+def channel_blocks(
+    in_channels: int, out_channels: int, groups: int, lanes: int, word: int = 4
+) -> ChannelBlocks:
+    """Cuts the channels into blocks with the fewest merged groups; ``word`` input channels are read at once.
 
     With no number of groups that fills blocks evenly, all groups are merged into one dense convolution.
     """
@@ -50,7 +52,7 @@ def channel_blocks(in_channels: int, out_channels: int, groups: int, lanes: int)
         blocks=blocks_per_group * (groups // merged),
         blocks_per_group=blocks_per_group,
         group_inputs=merged * in_per_group,
-        k_blocks=ceil_div(merged * in_per_group, 4),
+        k_blocks=ceil_div(merged * in_per_group, word),
         merged=merged,
     )
 

@@ -32,6 +32,7 @@ class Lowered:
         args: what it is called with: activations of the call and packed constants.
         instruction: the multiply-accumulate instruction of its inner loop, or None.
         reason: why it is not the target's own, or None.
+        arithmetic: formats of activations, weights and sums of a float layer, for people; None for any other call.
         with_border: the kernel that writes its output inside a border, where it is not ``kernel`` with its stores moved.
     """
 
@@ -39,6 +40,7 @@ class Lowered:
     args: list[relax.Expr]
     instruction: str | None = None
     reason: str | None = None
+    arithmetic: str | None = None
     with_border: Callable[[Border], tirx.PrimFunc] | None = None
 
 
@@ -246,12 +248,14 @@ class Shared:
         return Lowered(workload(kernel, call, "quantize_to_nhwc", sketch), [call.args[0]])
 
     def pad(self, call: relax.Call, target: Target) -> Lowered | None:
-        """Constant padding of rows and columns of an NHWC tensor of bytes; any other is TVM's."""
+        """Constant padding of rows and columns of an NHWC activation; any other is TVM's."""
         border = border_of(call)
         if border is None:
             return None
+        dtype = str(call.ty.dtype)
+        vector = target.vector_bits // 8 // np.dtype(dtype).itemsize
         return Lowered(
-            movement.pad(dims(call.args[0]), border, target.vector_bits // 8, str(call.ty.dtype)),
+            movement.pad(dims(call.args[0]), border, vector, dtype),
             [call.args[0]],
         )
 

@@ -46,13 +46,13 @@ def concat_last(shapes: Sequence[Sequence[int]], vector: int, dtype: str = "uint
 
 
 def pad(shape: Sequence[int], border: Border, vector: int, dtype: str = "uint8") -> tirx.PrimFunc:
-    """An NHWC tensor of bytes copied inside a border, a row a task.
+    """An NHWC tensor copied inside a border, a row a task.
 
     Args:
         shape: of the input.
         border: what is written around it.
-        vector: bytes copied at once, at most.
-        dtype: of the bytes.
+        vector: elements copied at once, at most.
+        dtype: of the elements.
     """
     n, h, w, c = shape
     x = tirx.decl_buffer((n, h, w, c), dtype, name="x")

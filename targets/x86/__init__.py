@@ -41,6 +41,7 @@ AVX2 = Target(
     l2_bytes=256 * KIB,
     microarchitecture="x86_64_v3",
     half_vector_cost=2.0,
+    float_macs_per_cycle=16,  # two 256-bit fused multiply-adds, on all chips with AVX2 but Zen's first
 )
 
 AVX_VNNI = replace(
@@ -67,6 +68,7 @@ AVX512 = replace(
     macs_per_cycle=64,
     l2_bytes=1024 * KIB,
     microarchitecture="x86_64_v4",
+    float_macs_per_cycle=32,
 )
 
 AVX512_VNNI = replace(
@@ -141,6 +143,7 @@ ICELAKE_CLIENT = replace(
     macs_per_cycle=64,
     half_vector_cost=1.0,
     l2_bytes=512 * KIB,
+    float_macs_per_cycle=16,
 )
 
 SAPPHIRERAPIDS = replace(
@@ -148,6 +151,7 @@ SAPPHIRERAPIDS = replace(
     name="x86-sapphirerapids",
     mcpu="sapphirerapids",
     required_features=(*_ICELAKE, "avx_vnni", "avx512_bf16", "avx512_fp16"),
+    bf16_macs_per_cycle=32,  # one vdpbf16ps a cycle of 32 products
     l2_bytes=2048 * KIB,
     microarchitecture="sapphirerapids",
 )
@@ -177,11 +181,13 @@ ZNVER4 = replace(
     mcpu="znver4",
     llvm_features=(),
     required_features=(*_ICELAKE, "sse4a", "avx512_bf16"),
-    # The two multipliers are 256 bits wide: a 512-bit vpdpbusd occupies both for a cycle.
+    # The two multipliers are 256 bits wide: a 512-bit vpdpbusd occupies both for a cycle, and so do the float ones.
     macs_per_cycle=64,
     half_vector_cost=1.0,
     microarchitecture="zen4",
     has_vbmi=True,
+    float_macs_per_cycle=16,
+    bf16_macs_per_cycle=32,
 )
 
 ZNVER5 = replace(
@@ -194,6 +200,8 @@ ZNVER5 = replace(
     half_vector_cost=2.0,
     l1_bytes=48 * KIB,
     microarchitecture="zen5",
+    float_macs_per_cycle=32,
+    bf16_macs_per_cycle=64,
 )
 
 GENERIC = (AVX512_VNNI, AVX_VNNI, AVX512, AVX2)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
+from qcompiler.targets.cpu import epilogue as epilogues
 from qcompiler.targets.cpu.channels import ChannelBlocks
 from qcompiler.targets.cpu.shapes import ConvShape, Kernel, ceil_div
+from qcompiler.targets.x86.arithmetic import INT8, Arithmetic
 
 
 def i32(value: Expr) -> Expr:
@@ -67,22 +70,22 @@ def bounded(value: Expr, lo: int, hi: int) -> Expr:
     return tirx.min(above.astype("uint32"), tirx.const(hi, "uint32")).astype("uint8")
 
 
-def packs_rows(shape: ConvShape) -> bool:
-    """Whether a row of the kernel is read as one run of bytes, columns and channels together.
+def packs_rows(shape: ConvShape, word: int) -> bool:
+    """Whether a row of the kernel is read as one run of elements, columns and channels together.
 
-    With few channels this takes fewer reads of four bytes than padding the channels to a multiple of four.
+    With few channels this takes fewer reads of ``word`` elements than padding the channels to a multiple of it.
     """
     row = shape.kernel[1] * shape.in_channels
     plain = shape.groups == 1 and shape.dilation[1] == 1 and shape.kernel[1] > 1
     return (
         plain
-        and shape.in_channels % 4 != 0
-        and ceil_div(row, 4) <= shape.kernel[1] * ceil_div(shape.in_channels, 4)
+        and shape.in_channels % word != 0
+        and ceil_div(row, word) <= shape.kernel[1] * ceil_div(shape.in_channels, word)
     )
 
 
-def padded_rows(x: te.Tensor, shape: ConvShape, length: int, pad_value: int) -> te.Tensor:
-    """``x``, ``[N, H, W * C]``, with its borders filled with ``pad_value`` and rows of at least ``length`` bytes.
+def padded_rows(x: te.Tensor, shape: ConvShape, length: int, pad_value: float) -> te.Tensor:
+    """``x``, ``[N, H, W * C]``, with its borders filled with ``pad_value`` and rows of at least ``length`` elements.
 
     Returns ``x`` itself where nothing is to be added.
     """
@@ -97,12 +100,14 @@ def padded_rows(x: te.Tensor, shape: ConvShape, length: int, pad_value: int) -> 
         inside = [i >= top, i < h + top] if top or bottom else []
         if full > row:
             inside += [f >= first, f < row + first]
-        return tirx.if_then_else(tirx.all(*inside), x[b, i - top, f - first], tirx.const(pad_value, "uint8"))
+        return tirx.if_then_else(
+            tirx.all(*inside), x[b, i - top, f - first], tirx.const(pad_value, str(x.dtype))
+        )
 
     return te.compute((n, h + top + bottom, full), element, name="pad")
 
 
-def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_value: int) -> te.Tensor:
+def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_value: float) -> te.Tensor:
     """``x`` with its borders filled with ``pad_value``, at least ``width`` columns and ``channels`` channels.
 
     Returns ``x`` itself where nothing is to be added.
@@ -122,63 +127,36 @@ def padded_input(x: te.Tensor, shape: ConvShape, width: int, channels: int, pad_
         if channels > c:
             inside += [k < c]
         return tirx.if_then_else(
-            tirx.all(*inside), x[b, i - top, j - left, k], tirx.const(pad_value, "uint8")
+            tirx.all(*inside), x[b, i - top, j - left, k], tirx.const(pad_value, str(x.dtype))
         )
 
     return te.compute((n, h + top + bottom, full, channels), element, name="pad")
 
 
-@dataclass(frozen=True)
-class Epilogue:
-    """What happens to an accumulator.
+Epilogue = epilogues.Epilogue[Requantization]
+"""What happens to an accumulator."""
 
-    Attributes:
-        requantization: to u8, or None for a float32 result.
-        residual_shift: the residual's shift, or None without a residual.
-    """
 
-    requantization: Requantization | None
-    residual_shift: int | None
-
-    def arguments(self, blocks: int, lanes: int, output: Sequence[int]) -> list[te.Tensor]:
-        """Placeholders: bias, multiplier, and with a residual the residual, its multiplier and its offset."""
-        args = [
-            te.placeholder((blocks, lanes), "int32", name="bias"),
-            te.placeholder((blocks, lanes), "float32", name="multiplier"),
-        ]
-        if self.residual_shift is not None:
-            args.append(te.placeholder(tuple(output), "uint8", name="residual"))
-            args.append(te.placeholder((blocks, lanes), "int32", name="residual_multiplier"))
-            args.append(te.placeholder((blocks, lanes), "int32", name="residual_offset"))
-        return args
-
-    def __call__(
-        self,
-        accumulator: Expr,
-        block: Expr,
-        lane: Expr,
-        args: Sequence[te.Tensor],
-        residual: Expr | None,
-    ) -> Expr:
-        value = accumulator + args[0][block, lane]
-        if self.residual_shift is not None:
-            assert residual is not None
-            share = i32(residual) * args[3][block, lane] + args[4][block, lane]
-            value = value + (share >> self.residual_shift if self.residual_shift else share)
-        scaled = value.astype("float32") * args[1][block, lane]
-        return scaled if self.requantization is None else self.requantization(scaled)
+class LastStep(Protocol):
+    """What happens to an accumulator, in integers or in float: see :class:`Epilogue`."""
 
     @property
-    def dtype(self) -> str:
-        return "float32" if self.requantization is None else "uint8"
+    def residual(self) -> int | None: ...
+
+    def arguments(self, blocks: int, lanes: int, output: Sequence[int]) -> list[te.Tensor]: ...
+
+    def __call__(
+        self, accumulator: Expr, block: Expr, lane: Expr, args: Sequence[te.Tensor], residual: Expr | None
+    ) -> Expr: ...
 
 
 def conv2d(
     shape: ConvShape,
     cut: ChannelBlocks,
     computed: int,
-    epilogue: Epilogue,
-    pad_value: int,
+    epilogue: LastStep,
+    pad_value: float,
+    arithmetic: Arithmetic = INT8,
     *,
     matrix: bool = False,
     rows: bool = False,
@@ -195,34 +173,34 @@ def conv2d(
     kh, kw = shape.kernel
     sh, sw = shape.strides
     dh, dw = shape.dilation
-    lanes = cut.lanes
+    lanes, word = cut.lanes, arithmetic.word
     whole_tiles = computed == ow
     whole_blocks = cut.blocks * lanes == co
     channels = shape.in_channels
     last_group = (cut.blocks // cut.blocks_per_group - 1) * cut.group_inputs
-    read_channels = max(channels, last_group + cut.k_blocks * 4)
+    read_channels = max(channels, last_group + cut.k_blocks * word)
 
     if matrix:
-        x = te.placeholder((shape.width, channels), "uint8", name="x")
+        x = te.placeholder((shape.width, channels), arithmetic.activation, name="x")
         source = x
         if read_channels > channels:
             source = te.compute(
                 (shape.width, read_channels),
-                lambda m, k: tirx.if_then_else(k < channels, x[m, k], tirx.const(0, "uint8")),
+                lambda m, k: tirx.if_then_else(k < channels, x[m, k], tirx.const(0, arithmetic.activation)),
                 name="pad",
             )
 
         def read(b: Expr, i: Expr, j: Expr, k: Expr) -> Expr:
             return source[j if whole_tiles else tirx.min(j, ow - 1), k]
     elif rows:
-        x = te.placeholder((n, shape.height, shape.width * channels), "uint8", name="x")
-        source = padded_rows(x, shape, (computed - 1) * sw * channels + cut.k_blocks * 4, pad_value)
+        x = te.placeholder((n, shape.height, shape.width * channels), arithmetic.activation, name="x")
+        source = padded_rows(x, shape, (computed - 1) * sw * channels + cut.k_blocks * word, pad_value)
         kw = 1
 
         def read(b: Expr, i: Expr, j: Expr, k: Expr) -> Expr:
             return source[b, i, j * channels + k]
     else:
-        x = te.placeholder((n, shape.height, shape.width, channels), "uint8", name="x")
+        x = te.placeholder((n, shape.height, shape.width, channels), arithmetic.activation, name="x")
         clamped = shape.pointwise and read_channels == channels
         needed = shape.width if clamped else (computed - 1) * sw + (kw - 1) * dw + 1
         source = padded_input(x, shape, needed, read_channels, pad_value)
@@ -230,34 +208,39 @@ def conv2d(
         def read(b: Expr, i: Expr, j: Expr, k: Expr) -> Expr:
             return source[b, i, tirx.min(j, shape.width - 1) if clamped and not whole_tiles else j, k]
 
-    weight = te.placeholder((cut.blocks, kh, kw, cut.k_blocks, lanes, 4), "int8", name="weight")
+    packed = (cut.blocks, kh, kw, cut.k_blocks, lanes, *((word,) if word > 1 else ()))
+    weight = te.placeholder(packed, arithmetic.weight, name="weight")
     rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
-    ro, ri = te.reduce_axis((0, cut.k_blocks), "ko"), te.reduce_axis((0, 4), "ki")
+    ro, ri = te.reduce_axis((0, cut.k_blocks), "ko"), te.reduce_axis((0, word), "ki")
 
     def first_input(block: Expr) -> Expr:
         if cut.blocks_per_group == cut.blocks:
             return tirx.const(0, "int32")
         return tirx.floordiv(block, cut.blocks_per_group) * cut.group_inputs
 
+    def product(b: Expr, i: Expr, j: Expr, block: Expr, lane: Expr) -> Expr:
+        # A word of one element has no axis: a schedule would lose a loop of one step.
+        channel, within = (ro * word + ri, (ri,)) if word > 1 else (ro, ())
+        return arithmetic.product(
+            read(b, i * sh + rh * dh, j * sw + rw * dw, first_input(block) + channel),
+            weight[(block, rh, rw, ro, lane, *within)],
+        )
+
+    axes = [rh, rw, ro, *([ri] if word > 1 else [])]
     acc = te.compute(
-        (n, oh, computed, cut.blocks, lanes),
-        lambda b, i, j, block, lane: te.sum(
-            i32(read(b, i * sh + rh * dh, j * sw + rw * dw, first_input(block) + ro * 4 + ri))
-            * i32(weight[block, rh, rw, ro, lane, ri]),
-            axis=[rh, rw, ro, ri],
-        ),
-        name="acc",
+        (n, oh, computed, cut.blocks, lanes), lambda *index: te.sum(product(*index), axis=axes), name="acc"
     )
     args = epilogue.arguments(cut.blocks, lanes, (ow, co) if matrix else (n, oh, ow, co))
 
     def finished(b: tirx.Var, i: tirx.Var, j: tirx.Var, block: tirx.Var, lane: tirx.Var) -> Expr:
         residual = None
-        if epilogue.residual_shift is not None:
+        if epilogue.residual is not None:
             column = j if whole_tiles else tirx.min(j, ow - 1)
             channel = block * lanes + lane
             if not whole_blocks:
                 channel = tirx.min(channel, co - 1)
-            residual = args[2][column, channel] if matrix else args[2][b, i, column, channel]
+            tensor = args[epilogue.residual]
+            residual = tensor[column, channel] if matrix else tensor[b, i, column, channel]
         return epilogue(acc[b, i, j, block, lane], block, lane, args, residual)
 
     requantized = te.compute((n, oh, computed, cut.blocks, lanes), finished, name="requantize")
@@ -277,22 +260,29 @@ def conv2d(
 
 
 def depthwise_conv2d(
-    shape: ConvShape, lanes: int, computed: int, epilogue: Epilogue, pad_value: int
+    shape: ConvShape,
+    lanes: int,
+    computed: int,
+    epilogue: LastStep,
+    pad_value: float,
+    arithmetic: Arithmetic = INT8,
 ) -> Kernel:
     """A depthwise convolution; weights are ``[C/L, KH, KW, L]``."""
     n, oh, ow, c = shape.batch, shape.out_height, shape.out_width, shape.out_channels
     (kh, kw), (sh, sw), (dh, dw) = shape.kernel, shape.strides, shape.dilation
     blocks = ceil_div(c, lanes)
     whole = computed == ow and blocks * lanes == c
-    x = te.placeholder((n, shape.height, shape.width, c), "uint8", name="x")
+    x = te.placeholder((n, shape.height, shape.width, c), arithmetic.activation, name="x")
     padded = padded_input(x, shape, (computed - 1) * sw + (kw - 1) * dw + 1, blocks * lanes, pad_value)
-    weight = te.placeholder((blocks, kh, kw, lanes), "int8", name="weight")
+    weight = te.placeholder((blocks, kh, kw, lanes), arithmetic.weight, name="weight")
     rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
     acc = te.compute(
         (n, oh, computed, blocks, lanes),
         lambda b, i, j, block, lane: te.sum(
-            i32(padded[b, i * sh + rh * dh, j * sw + rw * dw, block * lanes + lane])
-            * i32(weight[block, rh, rw, lane]),
+            arithmetic.product(
+                padded[b, i * sh + rh * dh, j * sw + rw * dw, block * lanes + lane],
+                weight[block, rh, rw, lane],
+            ),
             axis=[rh, rw],
         ),
         name="acc",
@@ -301,11 +291,11 @@ def depthwise_conv2d(
 
     def finished(b: tirx.Var, i: tirx.Var, j: tirx.Var, block: tirx.Var, lane: tirx.Var) -> Expr:
         residual = None
-        if epilogue.residual_shift is not None:
+        if epilogue.residual is not None:
             column, channel = j, block * lanes + lane
             if not whole:
                 column, channel = tirx.min(j, ow - 1), tirx.min(channel, c - 1)
-            residual = args[2][b, i, column, channel]
+            residual = args[epilogue.residual][b, i, column, channel]
         return epilogue(acc[b, i, j, block, lane], block, lane, args, residual)
 
     requantized = te.compute((n, oh, computed, blocks, lanes), finished, name="requantize")

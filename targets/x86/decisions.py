@@ -59,19 +59,18 @@ def _tile_cost(width: int, tile_width: int, tile_blocks: int, k_steps: int) -> f
 
 
 def conv_decision(
-    target: Target, width: int, blocks: int, k_steps: int, *, weight_bytes: int, input_bytes: int
+    budget: int, width: int, blocks: int, k_steps: int, *, weight_bytes: int, input_bytes: int
 ) -> ConvDecision:
     """The schedule of a convolution without tuning.
 
     Args:
-        target: the chip.
+        budget: vector registers for accumulators.
         width: output columns.
         blocks: blocks of output channels that share their inputs.
-        k_steps: ``dot4`` steps of one accumulator.
+        k_steps: multiply-accumulate steps of one accumulator.
         weight_bytes: size of the packed weights.
         input_bytes: size of the input.
     """
-    budget = accumulator_budget(target)
     _, tile_width, tile_blocks = min(
         (_tile_cost(width, tile_width, tile_blocks, k_steps), tile_width, tile_blocks)
         for tile_blocks in divisors(blocks, budget)
@@ -81,7 +80,7 @@ def conv_decision(
 
 
 def conv_decisions(
-    target: Target, default: ConvDecision, computed: int, blocks: int, k_steps: int
+    target: Target, budget: int, default: ConvDecision, computed: int, blocks: int, k_steps: int
 ) -> list[ConvDecision]:
     """What tuning starts from: ``default``, and for every other structure its best tile.
 
@@ -90,13 +89,14 @@ def conv_decisions(
 
     Args:
         target: the chip.
+        budget: vector registers for accumulators.
         default: what ``conv_decision`` gave.
         computed: output columns, with those computed in vain.
         blocks: blocks of output channels that share their inputs.
-        k_steps: ``dot4`` steps of one accumulator.
+        k_steps: multiply-accumulate steps of one accumulator.
     """
     starts = [default]
-    for tile_blocks in divisors(blocks, accumulator_budget(target)):
+    for tile_blocks in divisors(blocks, budget):
         widths = divisors(computed, sampled_width(target, tile_blocks))
         tile_width = min(widths, key=lambda w: _tile_cost(computed, w, tile_blocks, k_steps))
         for channel_major in (default.channel_major, not default.channel_major):

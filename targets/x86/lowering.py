@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -21,7 +20,6 @@ from qcompiler.targets.cpu.lowering import (
     constant,
     conv_shape,
     dims,
-    shape_of_output,
     value,
 )
 from qcompiler.targets.cpu.shapes import ConvShape, Kernel, ceil_div, unscheduled
@@ -30,13 +28,16 @@ from qcompiler.targets.workload import Workload
 from qcompiler.targets.x86 import (
     computes,
     decisions,
+    dense,
     depthwise,
+    floats,
     intrinsics,
     joined,
     layouts,
     schedules,
     tables,
 )
+from qcompiler.targets.x86.arithmetic import INT8
 
 
 def _requantization(attrs: Any, magnitude: float) -> computes.Requantization:
@@ -61,49 +62,14 @@ def _channel_args(call: relax.Call, blocks: int, lanes: int) -> list[relax.Expr]
     return args
 
 
-@dataclass(frozen=True)
-class ConvPlan:
-    """How a dense convolution is computed, whatever its weights.
-
-    Attributes:
-        rows: a row of the kernel is one run of bytes.
-        cut: of the channels into blocks.
-        k_steps: ``dot4`` steps of one accumulator.
-        default: the schedule without tuning.
-        computed: output columns, with those computed in vain.
-    """
-
-    rows: bool
-    cut: channels.ChannelBlocks
-    k_steps: int
-    default: decisions.ConvDecision
-    computed: int
-
-    def kernel(
-        self, shape: ConvShape, epilogue: computes.Epilogue, pad_value: int, *, matrix: bool
-    ) -> Kernel:
-        return computes.conv2d(
-            shape, self.cut, self.computed, epilogue, pad_value, matrix=matrix, rows=self.rows
-        )
-
-
-def _plan(shape: ConvShape, target: Target, *, matrix: bool) -> ConvPlan:
-    lanes = decisions.choose_lanes(target, shape.out_channels)
-    rows = not matrix and computes.packs_rows(shape)
-    kh, kw = (shape.kernel[0], 1) if rows else shape.kernel
-    read = shape.in_channels * (shape.kernel[1] if rows else 1)
-    cut = channels.channel_blocks(read, shape.out_channels, shape.groups, lanes)
-    k_steps = cut.k_blocks * kh * kw
-    default = decisions.conv_decision(
-        target,
-        shape.out_width,
-        cut.blocks_per_group,
-        k_steps,
-        weight_bytes=cut.blocks * lanes * k_steps * 4,
-        input_bytes=shape.batch * shape.height * shape.width * shape.in_channels,
+def _multiplier(target: Target) -> dense.Multiplier:
+    return dense.Multiplier(
+        INT8,
+        target.instruction,
+        partial(intrinsics.dot4, target.instruction),
+        target.macs_per_cycle,
+        decisions.accumulator_budget(target),
     )
-    computed = ceil_div(shape.out_width, default.tile_width) * default.tile_width
-    return ConvPlan(rows, cut, k_steps, default, computed)
 
 
 def _lower_dense_conv(
@@ -114,33 +80,18 @@ def _lower_dense_conv(
     target: Target,
     matrix: bool,
 ) -> Lowered:
-    plan = _plan(shape, target, matrix=matrix)
-    cut, lanes, x = plan.cut, plan.cut.lanes, call.args[0]
-    if plan.rows:  # one column, whose channels are those of all columns
-        weight = weight.transpose(0, 3, 1, 2).reshape(shape.out_channels, -1, shape.kernel[0], 1)
-        x = relax.op.reshape(x, (shape.batch, shape.height, shape.width * shape.in_channels))
-    packed = layouts.pack_weight(weight, shape.groups, cut)
-    epilogue = _epilogue(call, int(call.attrs["accumulator_bound"]))
-    kernel = plan.kernel(shape, epilogue, pad_value, matrix=matrix)
-    sketches = tuple(
-        partial(
-            schedules.schedule_conv2d,
-            kernel=kernel,
-            decision=decision,
-            lanes=lanes,
-            dot4=intrinsics.dot4(target.instruction, lanes),
-            sampled_width=decisions.sampled_width(target, decision.tile_blocks),
-            cycles=shape.macs // target.macs_per_cycle + prod(shape_of_output(shape)) // 4,
-            vector_bytes=target.vector_bits // 8,
-        )
-        for decision in decisions.conv_decisions(
-            target, plan.default, plan.computed, cut.blocks_per_group, plan.k_steps
-        )
+    return dense.lower(
+        call.args[0],
+        shape,
+        weight,
+        pad_value,
+        target,
+        _multiplier(target),
+        _epilogue(call, int(call.attrs["accumulator_bound"])),
+        partial(_channel_args, call),
+        operator="dense" if matrix else "conv2d",
+        matrix=matrix,
     )
-    operator = "dense" if matrix else "conv2d"
-    workload = Workload(operator, shape.describe(matrix), unscheduled(kernel), sketches)
-    args = [x, constant(packed), *_channel_args(call, cut.blocks, lanes)]
-    return Lowered(workload, args, target.instruction)
 
 
 def _depthwise_kernel(
@@ -171,7 +122,7 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
         lanes=lanes,
         sampled_width=decisions.sampled_width(target, 2),
         cycles=shape.macs // 9,
-        vector_bytes=target.vector_bits // 8,
+        vector=target.vector_bits // 8,
     )
     workload = Workload("depthwise_conv2d", shape.describe(matrix=False), unscheduled(kernel), (sketch,))
     args = [call.args[0], constant(packed), *_channel_args(call, packed.shape[0], lanes)]
@@ -256,21 +207,28 @@ def lower_lut(call: relax.Call, target: Target) -> Lowered:
 
 def reads_padded(call: relax.Call, target: Target) -> bool:
     """Whether the kernel of a convolution reads a padded input as it is, without a copy of its own."""
+    if str(call.op.name) in floats.FLOAT_LOWERINGS:
+        return floats.reads_padded(call, target)
     shape = conv_shape(call).on_padded_input()
     if _is_depthwise_vnni(call, shape, target):
         return True
     epilogue = computes.Epilogue(None, None)
     if shape.depthwise:
         return not _depthwise_kernel(shape, target, epilogue, 0).padded
-    return not _plan(shape, target, matrix=False).kernel(shape, epilogue, 0, matrix=False).padded
+    made = dense.plan(shape, target, _multiplier(target), matrix=False)
+    return not made.kernel(shape, epilogue, 0, matrix=False).padded
 
 
 def needs_padded(call: relax.Call, target: Target) -> bool:
     """Whether a convolution's kernel is so much better on a padded input that a copy is worth it."""
+    if str(call.op.name) in floats.FLOAT_LOWERINGS:
+        return False
     return _is_depthwise_vnni(call, conv_shape(call).on_padded_input(), target)
 
 
-BORDERS = Borders(frozenset({"qc.conv2d", "qc.lut", QUANTIZE_TO_NHWC}), reads_padded, needs_padded)
+BORDERS = Borders(
+    frozenset({"qc.conv2d", "qc.float_conv2d", "qc.lut", QUANTIZE_TO_NHWC}), reads_padded, needs_padded
+)
 """What x86 does about padding."""
 
 SHARED = Shared(UNSIGNED, _requantization, computes.bounded)
@@ -281,5 +239,6 @@ LOWERINGS: dict[str, Lowering] = {
     CONV2D_OF_CONCAT: lower_conv2d_of_concat,
     "qc.dense": lower_dense,
     "qc.lut": lower_lut,
+    **floats.FLOAT_LOWERINGS,
 }
 """The operators that x86 has kernels for; a lowering gives None for a call that it leaves to TVM."""

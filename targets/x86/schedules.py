@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ExprRV, LoopRV
 
@@ -67,10 +68,11 @@ def schedule_conv2d(
     kernel: Kernel,
     decision: ConvDecision,
     lanes: int,
-    dot4: str,
+    dot: str,
     sampled_width: int,
     cycles: int,
-    vector_bytes: int,
+    vector: int,
+    imported: str | None = None,
 ) -> None:
     """Tiles a convolution or a matrix product by output columns and blocks of output channels.
 
@@ -79,10 +81,11 @@ def schedule_conv2d(
         kernel: what ``computes.conv2d`` gave.
         decision: loop order and tile sizes; the width of the tile is a sample.
         lanes: output channels of a block.
-        dot4: name of the tensor intrinsic.
+        dot: name of the tensor intrinsic.
         sampled_width: columns of a tile at most.
         cycles: what the layer takes on one core, about.
-        vector_bytes: bytes of a vector register.
+        vector: elements of the input that are copied at once, where it is padded.
+        imported: LLVM code of functions that the intrinsic calls.
     """
     acc, requantize, out = (sch.get_sblock(name) for name in ("acc", "requantize", "out"))
     *rows, column, channel = sch.get_loops(out)
@@ -103,10 +106,11 @@ def schedule_conv2d(
         outer = [*outer, tile] if decision.channel_major else [tile, *outer]
         if not decision.channel_major:
             sch.reorder(tile, c0)
-        innermost = _fuse_parallel(sch, outer, cycles)
+        outermost = innermost = _fuse_parallel(sch, outer, cycles)
     else:
-        _fuse_parallel(sch, outer, cycles)
-        innermost = tile
+        outermost, innermost = _fuse_parallel(sch, outer, cycles), tile
+    if imported is not None:
+        sch.annotate(outermost, "pragma_import_llvm", imported)
     if kernel.whole:
         sch.compute_inline(requantize)
         last = out
@@ -114,25 +118,26 @@ def schedule_conv2d(
         sch.compute_at(requantize, innermost, preserve_unit_loops=True)
         last = requantize
     sch.compute_at(acc, innermost, preserve_unit_loops=True)
-    b, i, j, block, lane_acc, kh, kw, ko, ki = sch.get_loops(acc)[-9:]
+    axes = 5 + len([v for v in sch.get(acc).iter_vars if v.iter_type == tirx.IterVar.CommReduce])
+    b, i, j, block, lane_acc, kh, kw, ko, *ki = sch.get_loops(acc)[-axes:]
     k0, k1 = sch.split(ko, [None, _sample_inner(sch, ko, 1, UNROLLED_STEPS)])
-    sch.reorder(kh, kw, k0, k1, b, i, j, block, lane_acc, ki)
+    sch.reorder(kh, kw, k0, k1, b, i, j, block, lane_acc, *ki)
     sch.unroll(k1)
     init = sch.decompose_reduction(acc, kh)
     for loop in (b, i, j, block):
         sch.unroll(loop)
-    sch.tensorize(lane_acc, dot4)
+    sch.tensorize(lane_acc, dot)
     _unroll_and_vectorize(sch, sch.get_loops(init)[-5:])
     if last is out:
         _unroll_and_vectorize(sch, [w1, c1, lane])
     else:
         _unroll_and_vectorize(sch, sch.get_loops(requantize)[-5:])
     if kernel.padded:
-        schedule_pad(sch, vector_bytes)
+        schedule_pad(sch, vector)
 
 
 def schedule_depthwise(
-    sch: Schedule, *, kernel: Kernel, tile_width: int, lanes: int, sampled_width: int, cycles: int, vector_bytes: int
+    sch: Schedule, *, kernel: Kernel, tile_width: int, lanes: int, sampled_width: int, cycles: int, vector: int
 ) -> None:  # fmt: skip
     """Tiles a depthwise convolution by output columns, a sample, and vectors of channels; all taps are unrolled."""
     acc, requantize, out = (sch.get_sblock(name) for name in ("acc", "requantize", "out"))
@@ -160,4 +165,4 @@ def schedule_depthwise(
     else:
         _unroll_and_vectorize(sch, sch.get_loops(requantize)[-5:])
     if kernel.padded:
-        schedule_pad(sch, vector_bytes)
+        schedule_pad(sch, vector)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qcompiler.driver.profile import _row, _sum, attribute, profile
+from qcompiler.driver.profile import _dense, _row, _sum, attribute, profile
 from qcompiler.errors import ConfigError
 from qcompiler.runtime import LayerRecord
 
@@ -38,12 +39,23 @@ def test_layers_that_share_a_kernel_take_its_calls_in_turn() -> None:
 
 
 def test_share_of_the_peak_is_of_layers_with_the_instruction() -> None:
-    fast = _row(("k", 0.5), layer("a", "k", macs=100, instruction="vpdpbusd"), peak=400.0)
+    fast = _row(("k", 0.5), layer("a", "k", macs=100, instruction="vpdpbusd"), {"vpdpbusd": 400.0})
     assert (fast.macs_per_second, fast.peak_share) == (200.0, 0.5)
-    slow = _row(("k", 0.5), layer("a", "k", macs=100), peak=400.0)
+    slow = _row(("k", 0.5), layer("a", "k", macs=100), {})
     assert (slow.macs_per_second, slow.peak_share) == (200.0, None)
     total = _sum("total", [fast, slow], 400.0)
     assert (total.seconds, total.macs, total.macs_per_second) == (1.0, 200, 200.0)
+
+
+def test_the_peak_is_that_of_the_instruction_that_does_most() -> None:
+    peaks = {"vpdpbusd": 400.0, "vfmadd231ps": 100.0}
+    rows = [
+        _row(("k", 1.0), layer("a", "k", macs=50, instruction="vpdpbusd"), peaks),
+        _row(("k", 2.0), layer("b", "k", macs=100, instruction="vfmadd231ps"), peaks),
+    ]
+    summed = _dense([replace(row, operator="float_conv2d") for row in rows], peaks)
+    assert summed is not None
+    assert (summed.name, summed.macs, summed.peak_share) == ("dense, vfmadd231ps", 100, 0.5)
 
 
 def test_bundle_is_profiled(small_bundle_path: Path) -> None:

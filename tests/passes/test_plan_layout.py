@@ -173,3 +173,27 @@ def test_constant_operands_get_their_channels_last() -> None:
     x = rng.integers(0, 256, (2, 5, 4, 4)).astype(np.uint8)
     (before,), (after,) = interpret(module, [x]), interpret(planned, [x])
     assert np.array_equal(before.array, after.array)
+
+
+def test_float_layers_and_what_lies_between_them_keep_channels_last() -> None:
+    weight = const(np.ones((8, 8, 1, 1), np.float32))
+
+    def layer(x: relax.Expr, layout: str) -> relax.Call:
+        return qc.call(
+            "qc.float_conv2d", [x, weight, const(np.zeros(8, np.float32))], strides=[1, 1], padding=[0] * 4,
+            dilation=[1, 1], groups=1, layout=layout, lo=0.0, hi=6.0, precision="float32", out_dtype="float32",
+        )  # fmt: skip
+
+    def before(emit, x):  # type: ignore[no-untyped-def]
+        y = emit(op.nn.silu(emit(layer(x, "NCHW"))))
+        pooled = emit(op.nn.max_pool2d(emit(op.add(y, const(np.ones((8, 1, 1), np.float32)))), [2, 2]))
+        return op.mean(emit(layer(pooled, "NCHW")), [2, 3], keepdims=True)
+
+    def expected(emit, x):  # type: ignore[no-untyped-def]
+        y = emit(op.nn.silu(emit(layer(emit(op.permute_dims(x, TO_LAST)), "NHWC"))))
+        moved = emit(op.add(y, const(np.ones((1, 1, 1, 8), np.float32))))
+        pooled = emit(op.nn.max_pool2d(moved, [2, 2], [1, 1], [0, 0, 0, 0], [1, 1], False, False, "NHWC"))
+        return op.reshape(emit(op.mean(emit(layer(pooled, "NHWC")), [1, 2], keepdims=True)), (1, 8, 1, 1))
+
+    image = (SHAPE, "float32")
+    assert_equal(PlanLayout()(make(before, image)), make(expected, image))

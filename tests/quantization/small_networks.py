@@ -66,7 +66,7 @@ class Quantized:
 def settle(module: nn.Module) -> nn.Module:
     """Batch norms get statistics from a few forward passes, and weights that are not all one."""
     for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm2d) and child.affine:
             nn.init.uniform_(child.weight, 0.5, 1.5)
             nn.init.uniform_(child.bias, -0.5, 0.5)
     module.train()

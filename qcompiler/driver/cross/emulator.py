@@ -84,6 +84,8 @@ def run(
     cpu: str = "max",
     threads: int = 1,
     timeout: float = 3600.0,
+    options: Sequence[str] = (),
+    maps: Path | None = None,
 ) -> list[list[Array]]:
     """Runs the model in ``library`` on every one of ``samples`` in one emulated process.
 
@@ -95,6 +97,8 @@ def run(
         cpu: QEMU's name of the processor; it traps on instructions that the processor lacks.
         threads: threads of a run.
         timeout: seconds.
+        options: further options of the emulator.
+        maps: a file to write, with the process's memory map.
 
     Returns:
         For every run, the arrays of the outputs.
@@ -117,7 +121,8 @@ def run(
                     file.write(np.ascontiguousarray(array).tobytes())
         command = [
             str(emulator.qemu), "-cpu", cpu, "-L", str(emulator.root), "-E", f"LD_LIBRARY_PATH={folder}",
-            "-E", f"TVM_NUM_THREADS={threads}", str(runner), str(library), str(request), str(response),
+            "-E", f"TVM_NUM_THREADS={threads}", *options, str(runner), str(library), str(request), str(response),
+            *([] if maps is None else [str(maps)]),
         ]  # fmt: skip
         try:
             result = subprocess.run(

@@ -45,7 +45,7 @@ def runtime_libraries(family: str) -> dict[str, Path]:
             FFI_LIBRARY_NAME: Path(tvm_ffi.libinfo.find_libtvm_ffi()),
         }
     else:
-        found = {name: _foreign(name, package, machine) for name, package in _PACKAGES.items()}
+        found = {name: foreign_library(name, package, machine) for name, package in _PACKAGES.items()}
     return {**found, **gpu_libraries(found[RUNTIME_LIBRARY_NAME])} if family == "cuda" else found
 
 
@@ -65,7 +65,7 @@ def gpu_libraries(runtime: Path) -> dict[str, Path]:
     return found
 
 
-def _foreign(name: str, package: str, machine: Machine) -> Path:
+def foreign_library(name: str, package: str, machine: Machine) -> Path:
     """Library ``name`` of the wheel of ``package`` for ``machine``, in the installed version."""
     version = importlib.metadata.version(package)
     path = cache_folder() / f"{package}-{version}-{machine.name}" / Path(name).name

@@ -1,8 +1,9 @@
-/* Runs a model library on inputs given in a file: runner MODEL.so REQUEST RESPONSE.
+/* Runs a model library on inputs given in a file: runner MODEL.so REQUEST RESPONSE [MAPS].
  *
  * REQUEST:  u32 runs, u32 inputs of a run, u32 constants; then every constant, and every input of every run.
  * RESPONSE: u32 runs, u32 outputs of a run; then every tensor of every run.
  * A tensor: u32 code, bits and rank, i64 extents, and its bytes. Numbers are little-endian.
+ * MAPS gets the process's memory map with the library in it.
  * The exit status is 0, or 1 with the reason on standard error.
  */
 #include <stdarg.h>
@@ -135,8 +136,16 @@ static void write_tensor(FILE* file, TVMFFIAny any) {
   write_all(file, (const char*)tensor->data + tensor->byte_offset, bytes_of(tensor));
 }
 
+static void copy_maps(const char* path) {
+  FILE *source = fopen("/proc/self/maps", "r"), *target = fopen(path, "w");
+  if (source == NULL || target == NULL) fail("%s cannot be written", path);
+  for (int c; (c = fgetc(source)) != EOF;) fputc(c, target);
+  if (fclose(target) != 0) fail("%s cannot be written", path);
+  fclose(source);
+}
+
 int main(int argc, char** argv) {
-  if (argc != 4) fail("usage: runner MODEL.so REQUEST RESPONSE");
+  if (argc != 4 && argc != 5) fail("usage: runner MODEL.so REQUEST RESPONSE [MAPS]");
   TVMFFIAny path = text(argv[1]);
   TVMFFIAny library = call(global("ffi.ModuleLoadFromFile"), &path, 1, argv[1]);
   TVMFFIAny machine = call(method(library, "vm_load_executable"), NULL, 0, "vm_load_executable");
@@ -144,6 +153,7 @@ int main(int argc, char** argv) {
   call(method(machine, "vm_initialization"), start, 3, "vm_initialization");
   TVMFFIObjectHandle entry = method(machine, "main");
 
+  if (argc == 5) copy_maps(argv[4]);
   FILE* request = fopen(argv[2], "rb");
   if (request == NULL) fail("%s cannot be read", argv[2]);
   FILE* response = fopen(argv[3], "wb");

@@ -12,6 +12,7 @@ _NAMED = (
     ("smmla", 0xFFE0FC00, 0x4E80A400),
     ("smull", 0xBF20FC00, 0x0E20C000),
     ("smlal", 0xBF20FC00, 0x0E208000),
+    ("sadalp", 0xBF3FFC00, 0x0E206800),
 )
 """Mnemonics with the mask and the value of their encodings, from the Arm Architecture Reference Manual."""
 
@@ -34,7 +35,8 @@ def decode(code: bytes, start: int) -> list[Instruction]:
         name = next((n for n, mask, value in _NAMED if word & mask == value), kind)
         width = (128 if word >> 30 & 1 else 64) if kind == "vector" else 0
         calls = _is(word, _B) and word >> 31 == 1
-        result.append(Instruction(address, name, kind, 4, width, jump, calls, refers))
+        writes = word & 31 if kind == "vector" else None
+        result.append(Instruction(address, name, kind, 4, width, jump, calls, refers, writes))
     return result
 
 

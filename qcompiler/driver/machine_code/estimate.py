@@ -15,48 +15,32 @@ from functools import cache
 from pathlib import Path
 
 from qcompiler.driver.machine_code.loops import Loop
+from qcompiler.targets.arm.cores import REPRESENTATIVES, core_of
 from qcompiler.targets.base import Target
+from qcompiler.targets.cpu.cores import Core
 
 ITERATIONS = 100
 """Turns of the loop that the analyzer simulates."""
 
 _MODELS = {
-    "arm-neon": "cortex-a72",
-    "arm-dotprod": "neoverse-n1",
-    "arm-i8mm": "cortex-a710",
+    **REPRESENTATIVES,
+    # LLVM's own model of it is that of Cortex-A57. Neoverse N1 is the same core with larger caches.
+    "arm-cortex-a76": "neoverse-n1",
     "x86-avx2": "skylake",
     "x86-avx-vnni": "alderlake",
     "x86-avx512": "skylake-avx512",
     "x86-avx512-vnni": "icelake-server",
 }
-"""The processor that stands for a generic target: the one that its peak is of."""
+"""The processor whose model is used, where it is not the target's own: of generic targets the one that the peak is of."""
+
+_WITHOUT_MODEL = frozenset({"arm-apple-m1"})
+"""Targets that LLVM has no model of: for Apple's cores it takes that of 2013's Cyclone, with three vector units, not four."""
 
 _OLDEST = 17
 """The first version of LLVM with models of the ARM processors here."""
 
 
-@dataclass(frozen=True)
-class Units:
-    """What a core can do in a cycle: instructions, vector instructions, loads."""
-
-    issue: int
-    vector: int
-    load: int
-
-
-_UNITS = {
-    "cortex-a53": Units(2, 1, 1),
-    "cortex-a55": Units(2, 1, 1),
-    "cortex-a72": Units(3, 2, 1),
-    "cortex-a76": Units(4, 2, 2),
-    "neoverse-n1": Units(4, 2, 2),
-    "cortex-a710": Units(5, 2, 3),
-    "neoverse-v1": Units(8, 4, 3),
-    "apple-m1": Units(8, 4, 3),
-}
-"""Units of ARM processors, from the vendors' optimization guides."""
-
-_X86_UNITS = Units(4, 3, 2)
+_X86 = Core(issue=4, vector=3, load=2)
 """Units of x86 processors since Skylake, at the least."""
 
 
@@ -102,7 +86,7 @@ def estimate(library: Path, loop: Loop, target: Target) -> Estimate:
     """Cycles of a turn of ``loop``, which is in ``library``, compiled for ``target``."""
     tools = analyzer()
     bound = _counted(loop, target)
-    if tools is not None:
+    if tools is not None and target.name not in _WITHOUT_MODEL:
         cpu = _MODELS.get(target.name, target.mcpu)
         cycles = _simulated(library, loop, target, tools[0], tools[1], cpu)
         if cycles is not None:
@@ -141,7 +125,7 @@ def _simulated(library: Path, loop: Loop, target: Target, mca: Path, objdump: Pa
 
 def _counted(loop: Loop, target: Target) -> float:
     """The cycles that the busiest unit needs."""
-    units = _UNITS.get(_MODELS.get(target.name, target.mcpu), _X86_UNITS)
+    units = core_of(target) if target.family == "arm" else _X86
     kinds = [i.kind for i in loop.instructions]
     vector = sum(k in ("vector", "vector load") for k in kinds)
     loads = sum(k in ("load", "vector load") for k in kinds)

@@ -20,6 +20,7 @@ class Instruction(NamedTuple):
         jump: the address it may go to, within the library; None for all but direct branches.
         calls: it is a call.
         refers: an address in the library that it takes; None for most.
+        writes: number of the vector register that it writes; None for none, and for an instruction of no vector unit.
     """
 
     address: int
@@ -30,3 +31,4 @@ class Instruction(NamedTuple):
     jump: int | None = None
     calls: bool = False
     refers: int | None = None
+    writes: int | None = None

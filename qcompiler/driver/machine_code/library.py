@@ -33,6 +33,15 @@ _DECODERS: dict[str, Callable[[bytes, int], list[Instruction]]] = {
 }
 
 
+_FORMS = {"vfmadd231ps": ("vfmadd132ps", "vfmadd213ps", "vfmadd231ps")}
+"""Instructions with several mnemonics, which differ in the operand that the result overwrites."""
+
+
+def forms(instruction: str) -> tuple[str, ...]:
+    """The mnemonics that an instruction of a kernel may have in machine code."""
+    return _FORMS.get(instruction, (instruction,))
+
+
 @dataclass(frozen=True)
 class Function:
     """A function of the library: its extent, its instructions, and the addresses that it refers to."""

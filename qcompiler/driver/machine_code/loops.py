@@ -11,6 +11,9 @@ from qcompiler.driver.machine_code.library import Function
 _PRODUCT_BITS = {"vpdpbusd": 8, "vpmaddwd": 16, "sdot": 8, "smmla": 4}
 """Bits of the vector for each product, by instruction."""
 
+_ACCUMULATING = frozenset({"vpdpbusd", "sdot", "smmla", "sadalp"})
+"""Instructions whose result is an accumulator."""
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -23,6 +26,11 @@ class Loop:
 
     instructions: tuple[Instruction, ...]
     macs: int
+
+    @property
+    def accumulators(self) -> int:
+        """Registers of accumulators; 0 where products are added by instructions of their own."""
+        return len({i.writes for i in self.instructions if i.mnemonic in _ACCUMULATING})
 
     @property
     def start(self) -> int:
@@ -43,10 +51,14 @@ def products(instruction: Instruction) -> int:
 
 
 def inner_loop(functions: Sequence[Function]) -> Loop | None:
-    """The innermost loop with the most products in a turn; None where no product is in a loop."""
+    """The innermost loop with the most accumulators, and of these the one with the most products in a turn.
+
+    That is the loop of a whole tile: those of narrower tiles at the edges may be unrolled more often. None where no
+    product is in a loop.
+    """
     found = [loop for function in functions for loop in _innermost(function)]
     # The tile of an odd last pixel multiplies as much as a whole one, half of it in vain, but reads less.
-    return max(found, key=lambda loop: (loop.macs, len(loop.instructions)), default=None)
+    return max(found, key=lambda loop: (loop.accumulators, loop.macs, len(loop.instructions)), default=None)
 
 
 def _innermost(function: Function) -> list[Loop]:

@@ -49,7 +49,8 @@ def decode(code: bytes, start: int) -> list[Instruction]:
             _forms[form] = _kind(decoded), _width(decoded)
         kind, width = _forms[form]
         name = _MNEMONICS[decoded.mnemonic]
-        result.append(Instruction(decoded.ip, name, kind, decoded.len, width, jump, calls, refers))
+        writes = int(decoded.op0_register) if width else None
+        result.append(Instruction(decoded.ip, name, kind, decoded.len, width, jump, calls, refers, writes))
     return result
 
 

@@ -78,3 +78,30 @@ PEER = Peer(
     "onnx_runtime:open_session",
     SETTINGS,
 )
+
+
+def prepare_float(request: Request, stage: Stage) -> Made:
+    """Exports the model to ONNX and optimizes it for this machine."""
+    import onnxruntime
+    import torch
+
+    exported, optimized = request.folder / "float.onnx", request.folder / "model.onnx"
+    with stage("export"):
+        torch.onnx.export(request.load(), (), str(exported), dynamo=True, external_data=False, verbose=False)
+    with stage("compile"):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.optimized_model_filepath = str(optimized)
+        onnxruntime.InferenceSession(str(exported), options, providers=["CPUExecutionProvider"])
+    exported.unlink()
+    return request.for_all_threads(optimized, size_of(optimized))
+
+
+FLOAT = Peer(
+    "onnxruntime-fp32",
+    "float32",
+    ("onnxruntime", "onnx", "onnxscript"),
+    prepare_float,
+    "onnx_runtime:open_session",
+    {key: SETTINGS[key] for key in ("graph", "session")},
+)

@@ -39,3 +39,37 @@ def prepare(request: Request, stage: Stage) -> Made:
 
 
 PEER = Peer("openvino", "int8", ("openvino", "nncf"), prepare, "openvino:open_session", SETTINGS)
+
+
+def prepare_float(request: Request, stage: Stage) -> Made:
+    """Converts the model, and compiles it once into the cache of each number of threads."""
+    import openvino
+
+    from qcompiler.driver.peers.sessions import openvino as session
+
+    with stage("export"):
+        model = openvino.convert_model(request.load())
+        path = request.folder / "model.xml"
+        openvino.save_model(model, path, compress_to_fp16=False)
+    with stage("compile"):
+        for threads in request.threads:
+            session.open_float32_session(str(path), threads)
+    return request.for_all_threads(path, size_of(path, path.with_suffix(".bin")))
+
+
+FLOAT = Peer(
+    "openvino-fp32",
+    "float32",
+    ("openvino",),
+    prepare_float,
+    "openvino:open_float32_session",
+    {"session": SETTINGS["session"] + "; INFERENCE_PRECISION_HINT=f32", "cache": SETTINGS["cache"]},
+)
+BFLOAT16 = Peer(
+    "openvino-bf16",
+    "bfloat16",
+    ("openvino",),
+    prepare_float,
+    "openvino:open_bfloat16_session",
+    {"session": SETTINGS["session"] + "; INFERENCE_PRECISION_HINT=bf16", "cache": SETTINGS["cache"]},
+)

@@ -245,7 +245,7 @@ def search(
             break
     if chosen is None:
         raise SearchError(_failure(goal, attempts, [p for _, p in points]))
-    _plan(network, chosen, attempts[-1], target.name, threads).save(output)
+    _plan(network, chosen, attempts[-1], compiler, threads).save(output)
     return SearchResult(
         judge.criterion, judge.float_top1, samples.count, threads, runs["int8"], runs["fp32"],
         _layer_costs(network, costs, sensitive, chosen), tuple(p for _, p in points), tuple(attempts), output,
@@ -372,7 +372,7 @@ def _failure(goal: SearchConfig, attempts: list[Attempt], points: list[Point]) -
     return f"no plan keeps {' and '.join(wanted)}: {near}; allow more, or improve the model's quantization"
 
 
-def _plan(network: Network, solution: Solution, attempt: Attempt, target: str, threads: int) -> Plan:
+def _plan(network: Network, solution: Solution, attempt: Attempt, compiler: Compiler, threads: int) -> Plan:
     def figures(seconds: float, drop: float | None) -> dict[str, float | None]:
         return {
             "milliseconds": round(seconds * 1e3, 6),
@@ -380,7 +380,9 @@ def _plan(network: Network, solution: Solution, attempt: Attempt, target: str, t
         }
 
     notes = {
-        "target": target,
+        "target": compiler.target.name,
+        "effort": compiler.config.effort,
+        "calibration_method": compiler.config.methods.calibration_method,
         "threads": threads,
         "promised": figures(attempt.promised.seconds, attempt.promised.drop),
         "measured": figures(attempt.seconds, attempt.drop),

@@ -16,12 +16,14 @@ import tvm_ffi
 from tvm import relax
 from tvm.ir import Constant
 
+from qcompiler import operators
 from qcompiler.driver.tuning.neutral import neutral
 from qcompiler.driver.tuning.trial import Array
 from qcompiler.errors import ConfigError
 from qcompiler.passes.lower_integer import Layer, Tunable, macs
 from qcompiler.passes.pipeline import Physical
 from qcompiler.reference import interpret
+from qcompiler.targets.cpu.storage import SIGNED
 from qcompiler.targets.workload import Workload
 
 COPIES_LIMIT = 8
@@ -128,14 +130,16 @@ def prepare(task: Task, folder: Path, l2_bytes: int) -> Prepared:
     """Writes what workers need to check and time candidates of ``task``.
 
     The arguments are the layer's packed constants, and random bytes, 0 and 255 among them, for its activations. What the
-    kernel must give comes from the reference interpreter.
+    kernel must give comes from the reference interpreter. Both are as the target stores activations.
     """
     folder.mkdir(parents=True)
     call = task.tunable.call
     rng = np.random.default_rng(0)
     activations = [_random(rng, _dims(arg)) for arg in call.args if not isinstance(arg, Constant)]
-    (expected,) = interpret(_only(call), activations)
-    waiting = list(activations)
+    (value,) = interpret(_only(call), activations)
+    signed = str(call.attrs.get("storage", "uint8")) == SIGNED.dtype
+    waiting = [_signed(array) if signed else array for array in activations]
+    expected = _signed(value.array) if signed and value.array.dtype == np.uint8 else value.array
     arrays: list[Array] = []
     constants = 0
     for arg, buffer in zip(task.tunable.args, task.workload.function.params[:-1], strict=True):
@@ -148,12 +152,12 @@ def prepare(task: Task, folder: Path, l2_bytes: int) -> Prepared:
         assert arrays[-1].shape == tuple(shape), (task.name, arrays[-1].shape, shape)
     assert not waiting, task.name
     output = task.workload.function.params[-1]
-    assert expected.array.size == prod(int(d) for d in output.shape), task.name
+    assert expected.size == prod(int(d) for d in output.shape), task.name
     count = int(np.clip(-(-COPIES_SHARE * l2_bytes // max(constants, 1)), 1, COPIES_LIMIT))
     copies = tuple(count if isinstance(arg, Constant) else 1 for arg in task.tunable.args)
     data = folder / "data.npz"
     named: dict[str, Any] = {f"a{k}": a for k, a in enumerate(arrays)}
-    np.savez(data, expected=expected.array, **named)
+    np.savez(data, expected=expected, **named)
     module = folder / "kernel.json"
     module.write_text(tvm.ir.save_json(task.workload.module), encoding="utf-8")
     return Prepared(str(module), str(data), (*copies, 1), folder)
@@ -169,11 +173,17 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return array
 
 
+def _signed(array: Array) -> Array:
+    """Activations q of uint8 as q - 128 in int8: the top bit is flipped."""
+    return (array ^ np.uint8(SIGNED.offset)).view(np.int8)
+
+
 def _only(call: relax.Call) -> tvm.IRModule:
-    """A module whose ``main`` is ``call`` of its parameters and of the call's constants."""
+    """A module whose ``main`` is ``call`` of its parameters and of the call's constants, on activations of uint8."""
+    attrs = {str(k): v for k, v in call.attrs.items() if str(k) != "storage"}
     builder = relax.BlockBuilder()
     params = [
-        relax.Var(f"x{k}", relax.TensorType(_dims(arg), str(arg.ty.dtype)))
+        relax.Var(f"x{k}", relax.TensorType(_dims(arg), "uint8"))
         for k, arg in enumerate(call.args)
         if not isinstance(arg, Constant)
     ]
@@ -181,7 +191,7 @@ def _only(call: relax.Call) -> tvm.IRModule:
     args = [arg if isinstance(arg, Constant) else waiting.pop(0) for arg in call.args]
     with builder.function("main", params):
         with builder.dataflow():
-            out = builder.emit_output(relax.Call(call.op, args, call.attrs, call.ty_args))
+            out = builder.emit_output(operators.call(str(call.op.name), args, **attrs))
         builder.emit_func_output(out)
     return builder.get()
 

@@ -20,6 +20,7 @@ from qcompiler.driver.cross import emulator, libraries
 from qcompiler.driver.cross.model import EmulatedModel, emulated_cpu, open_bundle, run_many
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
+from qcompiler.driver.machine_code import estimate as estimates
 from qcompiler.driver.run import run
 from qcompiler.driver.static_profile import static_profile
 from qcompiler.driver.verify import verify
@@ -104,6 +105,30 @@ def test_inner_loops_are_estimated_without_the_chip(tmp_path: Path) -> None:
     assert (row.name, row.instruction, profile.peak) == ("c", "sdot", 32)
     assert row.loop_macs >= 16 * 16
     assert 0.5 < row.bound_share <= 1
+
+
+@pytest.mark.usefixtures("emulation")
+def test_executed_instructions_are_counted(tmp_path: Path) -> None:
+    """Each turn of the inner loop is executed as often as its products make the layer."""
+    profile = static_profile(write_arm_bundle(tmp_path, 0))
+    (row,) = profile.rows
+    assert row.executed is not None
+    assert profile.executed is not None
+    assert "qemu-aarch64" in profile.counting
+    turns = row.macs / row.loop_macs
+    assert turns * row.loop_instructions * 0.8 < row.executed < profile.executed
+    assert row.executed < 4 * turns * row.loop_instructions + 10_000
+
+
+def test_nothing_is_counted_without_an_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_arm_bundle(tmp_path, 0)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    estimates.analyzer.cache_clear()
+    profile = static_profile(written)
+    estimates.analyzer.cache_clear()
+    assert profile.executed is None
+    assert profile.rows[0].executed is None
+    assert "not counted: no emulator for aarch64" in profile.counting
 
 
 @pytest.mark.usefixtures("emulation")

@@ -39,7 +39,10 @@ def test_nothing_is_spilled(name: str, tmp_path: Path) -> None:
         shape = ConvShape(1, size, size, c, o, (window, window), (stride, stride), (0, 0, 0, 0), (1, 1), 1)
         decision = dense_decision(target, shape)
         epilogue = Epilogue(Requantization(3, 0, 255), None)
-        made = Dense(shape, epilogue, target.instruction, decision, matrix=False, paired=True).function(10**6)
+        tiled = Dense(
+            shape, epilogue, target.instruction, decision.vectors, decision, matrix=False, paired=True
+        )
+        made = tiled.function(10**6)
         functions[kernel] = mark_scheduled(made).with_attr("global_symbol", kernel)
     library = tmp_path / "kernels.so"
     compiled = tvm.compile(tvm.IRModule(functions), target=registry.to_tvm(target, 1))

@@ -29,12 +29,14 @@ X86 = [t for t in registry.known() if t.family == "x86"]
     width=st.integers(1, 300), blocks=st.integers(1, 130), steps=st.integers(1, 5000), size=st.integers(1, 1 << 24)
 )  # fmt: skip
 def test_tiles_stay_in_registers(target: Target, width: int, blocks: int, steps: int, size: int) -> None:
-    default = conv_decision(target, width, blocks, steps, weight_bytes=size, input_bytes=1 << 20)
+    default = conv_decision(
+        accumulator_budget(target), width, blocks, steps, weight_bytes=size, input_bytes=1 << 20
+    )
     assert 1 <= default.tile_width <= width
     assert default.tile_width * default.tile_blocks <= accumulator_budget(target) < target.vector_registers
     assert default.channel_major == (size > 1 << 20)
     computed = -(-width // default.tile_width) * default.tile_width
-    starts = conv_decisions(target, default, computed, blocks, steps)
+    starts = conv_decisions(target, accumulator_budget(target), default, computed, blocks, steps)
     assert starts[0] == default
     assert len({(d.tile_blocks, d.channel_major) for d in starts}) == len(starts)
     for decision in starts:

@@ -11,10 +11,11 @@ def import_engine() -> None:
     import openvino  # noqa: F401
 
 
-def open_session(model: str, threads: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+def open_session(model: str, threads: int, precision: str = "") -> Callable[[Sequence[Any]], Sequence[Any]]:
     import openvino
 
     options = {
+        **({"INFERENCE_PRECISION_HINT": precision} if precision else {}),
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(threads),
@@ -28,3 +29,11 @@ def open_session(model: str, threads: int) -> Callable[[Sequence[Any]], Sequence
         return [results[k] for k in range(count)]
 
     return run
+
+
+def open_float32_session(model: str, threads: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    return open_session(model, threads, "f32")
+
+
+def open_bfloat16_session(model: str, threads: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    return open_session(model, threads, "bf16")

@@ -1,0 +1,24 @@
+"""What a core does in a cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Core:
+    """A core's units.
+
+    Attributes:
+        issue: instructions a cycle.
+        vector: vector instructions of the kernels' width a cycle.
+        load: loads of that width a cycle.
+        latency: cycles until a product can be added to again.
+        in_order: a load takes the cycle of a vector instruction.
+    """
+
+    issue: int
+    vector: int
+    load: int
+    latency: int = 4
+    in_order: bool = False
