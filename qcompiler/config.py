@@ -81,7 +81,7 @@ class CompileConfig:
 
     target: str = "native"
     precision: Precision = "int8"
-    layer_precision: Mapping[str, Precision] = field(default_factory=dict)
+    layer_precision: Mapping[str, Precision] = field(default_factory=dict, hash=False)
     weights_only: bool = False
     effort: Effort = "fast"
     calibration_method: CalibrationMethod | None = None
