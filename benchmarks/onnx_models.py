@@ -92,17 +92,25 @@ def run_peer(path: Path, images: Array, level: Any) -> Array:
     options.graph_optimization_level = level
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"x": image[None]})[0] for image in images])
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
 
 
 def agreement(found: Array, wanted: Array, step: float | None) -> dict[str, float]:
-    """How two sets of outputs ``[N, classes]`` agree; differences in steps of the output where it is quantized."""
+    """How two sets of outputs ``[N, classes]`` agree; differences in steps where the output is quantized."""
     noise = np.square(found.astype(np.float64) - wanted).sum()
     result = {
         "same top-1": float(np.mean(found.argmax(1) == wanted.argmax(1))),
         "SQNR dB": float(10 * np.log10(np.square(wanted.astype(np.float64)).sum() / max(noise, 1e-300))),
     }
-    if step is not None:
+    if step is None:
+        # Real outputs, in shares of the largest; less than this is the rounding of sums and biases.
+        shares = np.abs(found - wanted) / np.abs(wanted).max()
+        result |= {
+            "outputs that differ": float(np.mean(shares > 1e-4)),
+            "largest, of the range": float(shares.max()),
+        }
+    else:
         steps = np.abs(np.rint((found - wanted) / step))
         result |= {"outputs that differ": float(np.mean(steps > 0)), "largest, in steps": float(steps.max())}
         result["mean, in steps"] = float(steps.mean())

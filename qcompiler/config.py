@@ -63,6 +63,8 @@ class CompileConfig:
         bias_correction: take the mean error of layers back, measured (``empirical``) or from batch norms (``fast``).
         percentile: for ``percentile``, the share of values inside the range, in percent, in (50, 100].
         averaging_constant: for ``moving-average``, the weight of the newest batch, in (0, 1].
+        symmetric_activations: quantize activations with the zero point in the middle, 128, as TensorRT needs it; it costs
+            up to a bit where values have one sign.
         skip_first: leave the first convolution or linear layer in float.
         skip_last: leave the last convolution or linear layer in float.
         keep_float: names of operators (``conv2d``) or of modules (``layer1.0.conv1``) left in float.
@@ -89,6 +91,7 @@ class CompileConfig:
     bias_correction: BiasCorrection | None = None
     percentile: float = 99.99
     averaging_constant: float = 0.01
+    symmetric_activations: bool = False
     skip_first: bool = False
     skip_last: bool = False
     keep_float: tuple[str, ...] = ()

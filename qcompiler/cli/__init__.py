@@ -15,6 +15,7 @@ from qcompiler.cli import (
     demo,
     evaluate,
     export,
+    export_onnx,
     inspect,
     logs,
     migrate,
@@ -39,9 +40,9 @@ app = typer.Typer(
 )
 for module in (
     compile, analyze, quantize, search, tune, run, evaluate, bench, profile, verify, inspect, migrate, sign, export,
-    targets, demo,
+    export_onnx, targets, demo,
 ):  # fmt: skip
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 app.add_typer(logs.app, name="logs")
 
 

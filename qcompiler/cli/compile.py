@@ -15,6 +15,7 @@ from qcompiler.cli.options import (
     KeepFloatOption,
     PercentileOption,
     ProgressOption,
+    SymmetricOption,
     Traceback,
     emit_json,
     guarded,
@@ -97,6 +98,7 @@ def command(
     averaging_constant: Annotated[
         float, typer.Option(help="For 'moving-average': weight of the newest batch.")
     ] = _DEFAULTS.averaging_constant,
+    symmetric_activations: SymmetricOption = _DEFAULTS.symmetric_activations,
     skip_first: Annotated[
         bool, typer.Option(help="Leave the first convolution or linear layer in float.")
     ] = _DEFAULTS.skip_first,
@@ -149,6 +151,7 @@ def command(
             bias_correction=bias_correction,  # type: ignore[arg-type]  # the same
             percentile=percentile,
             averaging_constant=averaging_constant,
+            symmetric_activations=symmetric_activations,
             skip_first=skip_first,
             skip_last=skip_last,
             keep_float=tuple(keep_float or ()),

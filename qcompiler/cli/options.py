@@ -54,6 +54,9 @@ CalibrationMethodOption = Annotated[
 PercentileOption = Annotated[
     float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
 ]
+SymmetricOption = Annotated[
+    bool, typer.Option(help="Quantize activations with the zero point in the middle, as TensorRT needs it.")
+]
 KeepFloatOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,10 +9,12 @@ import typer
 
 from qcompiler.cli.options import (
     CalibrationMethodOption,
+    Dim,
     EffortOption,
     Json,
     KeepFloatOption,
     ProgressOption,
+    SymmetricOption,
     Traceback,
     emit_json,
     guarded,
@@ -25,7 +27,9 @@ _DEFAULTS = CompileConfig()
 def command(
     model: Annotated[
         str,
-        typer.Argument(help="A .pt2 archive or package.module:function, in float.", show_default=False),
+        typer.Argument(
+            help="A .pt2 archive, an .onnx file, or package.module:function, in float.", show_default=False
+        ),
     ],
     calibration: Annotated[
         Path, typer.Option(help="An .npz with an array per model input.", show_default=False)
@@ -36,11 +40,13 @@ def command(
     ] = _DEFAULTS.target,
     effort: EffortOption = _DEFAULTS.effort,
     calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
+    symmetric_activations: SymmetricOption = _DEFAULTS.symmetric_activations,
     keep_float: KeepFloatOption = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="JSON file with a precision for each layer.", show_default=False),
     ] = _DEFAULTS.plan,
+    dim: Dim = None,
     progress: ProgressOption = True,
     json: Json = False,
     traceback: Traceback = False,
@@ -53,6 +59,8 @@ def command(
             calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
             keep_float=tuple(keep_float or ()),
             plan=plan,
+            symmetric_activations=symmetric_activations,
+            dim=tuple(dim or ()),
             progress=progress,
         )
         from qcompiler import report

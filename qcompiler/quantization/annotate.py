@@ -107,7 +107,9 @@ class TargetQuantizer(Quantizer):  # type: ignore[misc]
             observer_or_fake_quant_ctr=observer,
             quant_min=self.rules.activation_range[0],
             quant_max=self.rules.activation_range[1],
-            qscheme=torch.per_tensor_affine,
+            qscheme=torch.per_tensor_symmetric
+            if self.config.symmetric_activations
+            else torch.per_tensor_affine,
         )
 
     def annotate(self, model: GraphModule) -> GraphModule:

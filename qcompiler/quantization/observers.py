@@ -2,7 +2,8 @@
 
 Every observer gives a range that includes zero, as one scale and zero point for the quantized range
 ``[quant_min, quant_max]``: ``scale = (high - low) / (quant_max - quant_min)``,
-``zero_point = rne(quant_min - low / scale)``. Memory does not grow with the number of batches.
+``zero_point = rne(quant_min - low / scale)``. With the scheme ``per_tensor_symmetric`` the zero point is the middle, 128 of
+[0, 255], and the scale ``max(-low, high) / 127``. Memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ class AffineObserver(ObserverBase):  # type: ignore[misc]
     def qparams_of(self, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero point of a range, which is widened to include zero."""
         low, high = min(low, 0.0), max(high, 0.0)
+        if self.qscheme == torch.per_tensor_symmetric:
+            # The middle is nearer to the upper end by one, so that one decides what the range must hold.
+            middle = (self.quant_min + self.quant_max + 1) // 2
+            scale = max(max(-low, high) / (self.quant_max - middle), SMALLEST_SCALE)
+            return torch.tensor([scale], dtype=torch.float32), torch.tensor([middle], dtype=torch.int64)
         # In double precision: the difference of two float32 numbers may be none.
         scale = max((high - low) / (self.quant_max - self.quant_min), SMALLEST_SCALE)
         zero_point = min(max(round(self.quant_min - low / scale), self.quant_min), self.quant_max)

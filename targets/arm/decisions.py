@@ -10,11 +10,13 @@ from qcompiler.targets.base import Target
 from qcompiler.targets.cpu.cores import Core
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
 
-LIVE = 32
-"""Registers for accumulators, the activations of a chunk and the weights of a step."""
+LIVE = 30
+"""Registers for accumulators, the activations of a chunk and the weights of a step; LLVM wants one or two more, or it
+spills in some surroundings of the loop.
+"""
 
-WEIGHTS = {"smull": 6, "sdot": 3, "smmla": 6}
-"""Registers that weights in flight take, and what LLVM wants besides: with fewer it spills."""
+WEIGHTS = 4
+"""Registers that weights in flight take."""
 
 _PIXEL = 6
 """Instructions for the addresses of a pixel."""
@@ -84,7 +86,7 @@ def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
 def _live(target: Target, registers: int, columns: int) -> int:
     """Registers in use at once. Activations take them twice where they are spread (smull) or paired (smmla)."""
     inputs = {"smull": 2 * columns, "sdot": columns, "smmla": ceil_div(3 * columns, 2)}[target.instruction]
-    return registers + inputs + WEIGHTS[target.instruction]
+    return registers + inputs + WEIGHTS
 
 
 def _cost(

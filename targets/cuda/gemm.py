@@ -192,9 +192,9 @@ class _Block:
         self._find_rows()
         with T.unroll(0, self.warp_rows * self.warp_blocks * 16) as k:
             store(self.sums, k, 0)
-        for stage in range(stages - 1):
-            if stage < tiles:
-                self._copy(tirx.const(stage, "int32"), tirx.const(stage, "int32"))
+        with T.serial(0, stages - 1) as stage:
+            with when(stage < tiles):
+                self._copy(stage, stage)
             run("qc_commit")
         with T.serial(0, tiles) as k:
             run(f"qc_wait{stages - 2}")
@@ -206,7 +206,7 @@ class _Block:
             self._multiply(tirx.floormod(k, stages))
         self._finish()
 
-    def _row_of(self, index: int) -> Expr:
+    def _row_of(self, index: Expr) -> Expr:
         return self.first_row + self.copied_row + index * self.rows_at_once
 
     def _find_rows(self) -> None:
@@ -214,7 +214,7 @@ class _Block:
         s = self.shape
         channels = s.in_channels // s.groups
         self.origins, self.tops, self.lefts = (registers(self.passes) for _ in range(3))
-        for index in range(self.passes):
+        with T.unroll(0, self.passes) as index:
             row = bind(self._row_of(index))
             pixel = bind(tirx.floormod(row, s.out_height * s.out_width))
             image = tirx.floordiv(row, s.out_height * s.out_width) * (s.height * s.width * s.in_channels)
@@ -237,7 +237,7 @@ class _Block:
             bind(tirx.floormod(k, channels)),
         )
 
-    def _source(self, index: int, tap: tuple[Expr, Expr, Expr], k: Expr) -> tuple[Expr | bool, Expr]:
+    def _source(self, index: Expr, tap: tuple[Expr, Expr, Expr], k: Expr) -> tuple[Expr | bool, Expr]:
         """Whether a place of a row's window is in the image, and where in memory."""
         s, gemm = self.shape, self.gemm
         y, x = bind(self.tops[index] + tap[0]), bind(self.lefts[index] + tap[1])
@@ -258,30 +258,29 @@ class _Block:
         k = bind(tile * DEPTH + self.copied_chunk * self.chunk)
         words = self.chunk // 4
         taps = [self._tap(k + j) for j in range(4)] if self.gemm.granule == 1 else [self._tap(k)]
-        for index in range(self.passes):
-            row = self.copied_row + index * self.rows_at_once
+        whole = self.tile.rows % self.rows_at_once == 0
+        with T.unroll(0, self.passes) as index:
+            row = bind(self.copied_row + index * self.rows_at_once)
             target = bind((stage * self.tile.rows + row) * ROW_WORDS + self.copied_chunk * words)
-            whole = self.tile.rows % self.rows_at_once == 0
             with when(whole or row < self.tile.rows):
                 if self.gemm.granule == 1:
                     run("qc_fill4", address(self.rows, target, 1), self._gathered(index, taps, k))
-                    continue
-                inside, source = self._source(index, taps[0], k)
-                copy = f"qc_copy{self.chunk}"
-                if inside is True:
-                    run(copy, address(self.rows, target, words), read(self.x, source, self.chunk))
-                    continue
-                with otherwise_pair(inside) as (then, outside):
-                    with then:
-                        run(copy, address(self.rows, target, words), read(self.x, source, self.chunk))
-                    with outside:
-                        run(
-                            f"qc_fill{self.chunk}",
-                            address(self.rows, target, words),
-                            repeated(self.gemm.pad_value),
-                        )
+                else:
+                    self._copy_chunk(address(self.rows, target, words), *self._source(index, taps[0], k))
 
-    def _gathered(self, index: int, taps: list[tuple[Expr, Expr, Expr]], k: Expr) -> Expr:
+    def _copy_chunk(self, target: Expr, inside: Expr | bool, source: Expr) -> None:
+        """Copies a chunk of the image, or fills its place with padding."""
+        copy = f"qc_copy{self.chunk}"
+        if inside is True:
+            run(copy, target, read(self.x, source, self.chunk))
+            return
+        with otherwise_pair(inside) as (then, outside):
+            with then:
+                run(copy, target, read(self.x, source, self.chunk))
+            with outside:
+                run(f"qc_fill{self.chunk}", target, repeated(self.gemm.pad_value))
+
+    def _gathered(self, index: Expr, taps: list[tuple[Expr, Expr, Expr]], k: Expr) -> Expr:
         """Four bytes of a row's window that do not lie together, as a word."""
         word: Expr | None = None
         for j, tap in enumerate(taps):
@@ -298,7 +297,7 @@ class _Block:
         gemm, blocks = self.gemm, self.tile.columns // BLOCK
         tile_words = DEPTH // STEP * STEP_WORDS
         chunks = blocks * tile_words // 4
-        for index in range(ceil_div(chunks, self.tile.threads)):
+        with T.unroll(0, ceil_div(chunks, self.tile.threads)) as index:
             chunk = self.thread + index * self.tile.threads
             block = bind(self.first_block + tirx.floordiv(chunk, tile_words // 4))
             word = tirx.floormod(chunk, tile_words // 4) * 4

@@ -31,6 +31,7 @@ COMMANDS = [
     "migrate",
     "sign",
     "export",
+    "export-onnx",
     "targets",
     "demo",
 ]

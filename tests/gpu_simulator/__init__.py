@@ -47,18 +47,9 @@ def driver() -> Path:
         [*common, "-Wl,-soname,libcuda.so.1", FOLDER / "driver.c", "-ldl", "-o", path / "libcuda.so.1"],
         check=True,
     )
-    version = f"-Wl,--version-script={FOLDER / 'runtime.map'}"
-    subprocess.run(
-        [
-            *common,
-            "-Wl,-soname,libcudart.so.13",
-            version,
-            FOLDER / "runtime.c",
-            "-o",
-            path / "libcudart.so.13",
-        ],
-        check=True,
-    )
+    options = [f"-Wl,--version-script={FOLDER / 'runtime.map'}", "-Wl,-soname,libcudart.so.13"]
+    inputs = [FOLDER / "runtime.c", path / "libcuda.so.1"]
+    subprocess.run([*common, *options, *inputs, "-o", path / "libcudart.so.13"], check=True)
     return path
 
 

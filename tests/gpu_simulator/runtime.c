@@ -1,9 +1,9 @@
-/* libcudart.so.13 as far as TVM's runtime calls it: one device, whose memory is the process's, filled with a pattern.
+/* libcudart.so.13 as far as TVM's runtime calls it: one device, whose memory driver.c has.
  * QC_SIMULATED_CAPABILITY is its compute capability, as 80; QC_SIMULATED_DEVICES how many there are. */
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, NO_DEVICE = 100, NOT_SUPPORTED = 801 };
+enum { SUCCESS = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_SUPPORTED = 801 };
 enum {
   MAX_THREADS = 1, MAX_SHARED = 8, WARP = 10, REGISTERS = 12, MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75,
   CAPABILITY_MINOR = 76
@@ -35,21 +35,29 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
   return SUCCESS;
 }
 
+void *simulated_allocate(size_t bytes);
+void simulated_open(void);
+void simulated_close(void);
+
 int cudaMalloc(void **memory, size_t bytes) {
-  *memory = aligned_alloc(256, (bytes / 256 + 1) * 256);
-  if (*memory) memset(*memory, 0x5a, bytes);
-  return *memory ? SUCCESS : 2;
+  *memory = simulated_allocate(bytes);
+  return *memory ? SUCCESS : OUT_OF_MEMORY;
 }
 
-int cudaMallocHost(void **memory, size_t bytes) { return cudaMalloc(memory, bytes); }
+int cudaMallocHost(void **memory, size_t bytes) {
+  *memory = malloc(bytes);
+  return *memory ? SUCCESS : OUT_OF_MEMORY;
+}
 
-int cudaFree(void *memory) { return free(memory), SUCCESS; }
+int cudaFree(void *memory) { return (void)memory, SUCCESS; }
 
 int cudaFreeHost(void *memory) { return free(memory), SUCCESS; }
 
 int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
   (void)kind, (void)stream;
+  simulated_open();
   memcpy(to, from, bytes);
+  simulated_close();
   return SUCCESS;
 }
 

@@ -234,3 +234,19 @@ def test_configuration_chooses_the_observer() -> None:
     assert type(made("auto")) is AutoObserver
     assert made("percentile", percentile=99.0).percentile == 99.0
     assert made("moving-average", averaging_constant=0.5).averaging_constant == 0.5
+
+
+@pytest.mark.parametrize("observer", ALL)
+@pytest.mark.parametrize("values", [[-3.0, 1.0], [0.0, 3.0], [-3.0, 3.0], [0.0]])
+def test_symmetric_ranges_have_their_zero_point_in_the_middle(observer, values) -> None:
+    observed = observer(qscheme=torch.per_tensor_symmetric)
+    observed(torch.tensor(values))
+    scale, zero_point = observed.calculate_qparams()
+    assert zero_point.item() == 128
+    if observer is MinMaxObserver:
+        assert scale.item() == pytest.approx(max(3.0 / 127 if any(values) else 0.0, SMALLEST_SCALE), rel=1e-6)
+    # What the range holds is no more than half a step from its rounded value.
+    steps = (torch.tensor(values) / scale).round() + 128
+    low, high = observed.range()
+    assert steps[torch.tensor(values) <= high].max() <= 255
+    assert steps[torch.tensor(values) >= low].min() >= 0

@@ -27,7 +27,7 @@ SHAPES = {
 }
 """Height and width with padding, input channels, output channels, kernel and stride."""
 
-PRODUCTS = {"arm-neon": 0.4, "arm-dotprod": 0.7, "arm-i8mm": 0.5}
+PRODUCTS = {"arm-neon": 0.4, "arm-dotprod": 0.7, "arm-i8mm": 0.5, "arm-cortex-a55": 0.7}
 """Least share of products among the instructions of a loop: a spilled accumulator adds two that are none."""
 
 
