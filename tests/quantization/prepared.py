@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from qcompiler.config import CompileConfig
 from qcompiler.quantization.batch_norms import rewrite_batch_norms
 from qcompiler.quantization.optimize.effects import Batch
-from qcompiler.quantization.quantizer import Calibrated, _canonical, calibrate
+from qcompiler.quantization.quantizer import Calibrated, calibrate, canonical_graph
 from qcompiler.quantization.simulation import Simulation
 from qcompiler.targets.base import QuantizationRules
 
@@ -40,7 +40,7 @@ def simulated(
 
 def float_graph(module: nn.Module, batches: Sequence[Batch] = BATCHES) -> GraphModule:
     """The canonical graph of a module, its batch norms folded."""
-    model, _ = _canonical(torch.export.export(module, batches[0]))
+    model, _ = canonical_graph(torch.export.export(module, batches[0]))
     rewrite_batch_norms(model, depthwise=True)
     return model
 
