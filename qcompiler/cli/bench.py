@@ -30,7 +30,7 @@ def command(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Other engines, of torch,onnxruntime,openvino; they need --model and --calibration.",
+            help="Other engines, such as torch,onnxruntime,openvino,openvino-fp32; they need --model and --calibration.",
             show_default=False,
         ),
     ] = None,

@@ -53,10 +53,11 @@ class Profile:
 
     Attributes:
         rows: kernel calls in the order they ran.
-        dense: all dense convolutions and matrix products on integers, as one row; None if there are none.
+        dense: the dense convolutions and matrix products with the instruction that does most of their multiplications,
+            as one row; None if none has an instruction of the chip.
         total: all kernel calls, as one row.
         threads: threads of one run.
-        peak: multiply-accumulates a second that the chip can do with those threads.
+        peak: multiply-accumulates a second that the chip can do with those threads and that instruction.
         peak_source: where ``peak`` comes from, in words.
     """
 
@@ -101,12 +102,15 @@ def profile(
     calls = model.profile(*_inputs(model, data), repeat=repeat)
     peaks = _peaks(model.manifest, peak)
     rows = [_row(call, layer, peaks) for call, layer in attribute(calls, model.manifest.layers)]
+    main = _main_instruction(rows)
+    if main in _FLOAT_PEAKS:
+        source = f"{source}, and as much less as {main} multiplies less"
     return Profile(
         tuple(rows),
-        _dense(rows, peaks),
-        _sum("total", rows, peak),
+        None if main is None else _dense(rows, main, peaks[main]),
+        _sum("total", rows, peak if main is None else peaks[main]),
         model.threads,
-        peak,
+        peak if main is None else peaks[main],
         source,
     )
 
@@ -137,18 +141,19 @@ def _peaks(manifest: Manifest, peak: float) -> dict[str, float]:
     }
 
 
-def _dense(rows: Sequence[ProfileRow], peaks: Mapping[str, float]) -> ProfileRow | None:
-    """The sum of the dense operators with the instruction that does most of the multiplications."""
+def _main_instruction(rows: Sequence[ProfileRow]) -> str | None:
+    """The instruction that does most of the multiplications of dense operators; None if none does any."""
     work: Counter[str] = Counter()
     for row in rows:
         if row.operator in DENSE and row.instruction is not None:
             work[row.instruction] += row.macs
-    if not work:
-        return None
-    ((instruction, _),) = work.most_common(1)
+    return work.most_common(1)[0][0] if work else None
+
+
+def _dense(rows: Sequence[ProfileRow], instruction: str, peak: float) -> ProfileRow:
+    """The sum of the dense operators with ``instruction``."""
     summed = [row for row in rows if row.operator in DENSE and row.instruction == instruction]
-    kind = instruction if instruction in _FLOAT_PEAKS else "integer"
-    return _sum(f"dense, {kind}", summed, peaks[instruction])
+    return _sum(f"dense, {instruction if instruction in _FLOAT_PEAKS else 'integer'}", summed, peak)
 
 
 def _row(call: tuple[str, float], layer: LayerRecord | None, peaks: Mapping[str, float]) -> ProfileRow:

@@ -47,6 +47,7 @@ def test_engines_are_known_by_their_names() -> None:
         "torch": ["torch", "torch.compile"],
         "onnxruntime": ["onnxruntime"],
         "openvino": ["openvino"],
+        **{name: [name] for name in ("onnxruntime-fp32", "openvino-fp32", "openvino-bf16")},
         "inductor": ["inductor-x86", "inductor-pt2e"],
         "executorch": ["executorch"],
         "tvm": ["tvm"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qcompiler.driver.profile import _dense, _row, _sum, attribute, profile
+from qcompiler.driver.profile import _dense, _main_instruction, _row, _sum, attribute, profile
 from qcompiler.errors import ConfigError
 from qcompiler.runtime import LayerRecord
 
@@ -53,8 +53,9 @@ def test_the_peak_is_that_of_the_instruction_that_does_most() -> None:
         _row(("k", 1.0), layer("a", "k", macs=50, instruction="vpdpbusd"), peaks),
         _row(("k", 2.0), layer("b", "k", macs=100, instruction="vfmadd231ps"), peaks),
     ]
-    summed = _dense([replace(row, operator="float_conv2d") for row in rows], peaks)
-    assert summed is not None
+    rows = [replace(row, operator="float_conv2d") for row in rows]
+    assert _main_instruction(rows) == "vfmadd231ps"
+    summed = _dense(rows, "vfmadd231ps", peaks["vfmadd231ps"])
     assert (summed.name, summed.macs, summed.peak_share) == ("dense, vfmadd231ps", 100, 0.5)
 
 

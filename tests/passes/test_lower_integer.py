@@ -25,6 +25,7 @@ class Lowered:
     args: list[Any]
     instruction: str | None = None
     reason: str | None = None
+    arithmetic: str | None = None
     with_border: Any = None
 
 
