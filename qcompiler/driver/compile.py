@@ -126,10 +126,10 @@ def compile_model(
             plan = Path(folder) / "plan.json"
             config, calibration = gated(program, target, scheduler, config, calibration, plan)
         quantized = optimized_program(program, target, config, calibration)
-    refused, effects = _float_records(quantized), quantized.effects
-    return build(
-        quantized.program, refused, target, tvm_target, scheduler, config, Path(output), effects
-    ).result
+        refused, effects = _float_records(quantized), quantized.effects
+        return build(
+            quantized.program, refused, target, tvm_target, scheduler, config, Path(output), effects
+        ).result
 
 
 def program_of(

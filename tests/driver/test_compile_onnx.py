@@ -146,6 +146,7 @@ def test_a_float_model_is_calibrated_and_its_layers_are_called_as_its_nodes(tmp_
     result = compiled(made, tmp_path, calibration=calibration(), keep_float=("/features/features.2",))
     assert [layer.name for layer in result.manifest.layers if layer.macs] == [
         "/features/features_0/Conv",
+        "/features/features_2",
         "/head/MatMul",
     ]
     assert [record.operator for record in result.manifest.float_operators] == ["conv2d", "softmax"]
