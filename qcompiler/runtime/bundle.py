@@ -100,6 +100,12 @@ def verify(
     manifest, json_bytes = _read_manifest(path)
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST_NAME}
     files = {name for name in present if (path / name).is_file()}
+    text = (path / MANIFEST_TEXT_NAME).read_bytes() if MANIFEST_TEXT_NAME in files else None
+    if text is not None:  # before the files that it names: damage may be in a name
+        try:
+            check_manifest_text(manifest, json_bytes, text)
+        except BundleError as error:
+            raise BundleError(f"bundle {path}: {error}") from error
     gpu = GPU_LIBRARY_NAMES if manifest.architectures else ()
     required = {*manifest.files, *REQUIRED_FILES, *gpu, MANIFEST_TEXT_NAME}
     missing = sorted(required.union([CONSTANTS_NAME] if manifest.constants else []) - files)
@@ -112,11 +118,7 @@ def verify(
         raise BundleError(
             f"bundle {path} has files that its manifest does not list: {', '.join(extra)}; remove them"
         )
-    text = (path / MANIFEST_TEXT_NAME).read_bytes()
-    try:
-        check_manifest_text(manifest, json_bytes, text)
-    except BundleError as error:
-        raise BundleError(f"bundle {path}: {error}") from error
+    assert text is not None  # it is required
     if require_signature is not None:
         check_signature(path, text, Path(require_signature))
     found = sha256_of_files(path, manifest.files)

@@ -76,7 +76,7 @@ ARM_UNASKED = {
 """LLVM features of 64-bit ARM that code never uses unless it names their instructions."""
 ARM_TUNING = (
     "a53", "a55", "a7", "addr-lsl-", "aggressive-", "alternate-", "alu-lsl-", "apple-", "arith-", "balance-", "cmp-bcc-",
-    "disable-", "enable-", "fuse-", "max-interleave-", "neoverse", "no-", "predictable-", "store-pair-", "use-", "v8", "v9",
+    "disable-", "enable-", "fuse-", "max-interleave-", "neoverse", "no-", "predictable-", "slow-paired-", "store-pair-", "use-", "v8", "v9",
     "zcm-", "zcz-",
 )  # fmt: skip
 TUNING = (
