@@ -184,3 +184,18 @@ def test_refusals(asymmetric: ExportedProgram, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"needs the package onnxscript: pip install 'qcompiler\[onnx\]'"):
         export()
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_one_scale_for_a_tensor_is_a_scalar() -> None:
+    # ONNX Runtime's integer pooling refuses parameters with an axis.
+    made = to_qdq(quantized())
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    shapes = [
+        constants[name].shape
+        for node in made.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in list(node.input)[1:]
+        if constants[name].size == 1
+    ]
+    assert shapes
+    assert set(shapes) == {()}
