@@ -119,7 +119,6 @@ def to_qdq(program: ExportedProgram, engine: Engine = "onnxruntime") -> Any:
         raise FrontendError(f"the model cannot be written as ONNX by PyTorch: {line}") from error
     assert written is not None
     graph = _Graph(written.model_proto)
-    _scalar_parameters(graph)
     _transpose_weights(graph)
     if engine == "tensorrt":
         _check_symmetric(graph)
@@ -193,7 +192,9 @@ class _Graph:
         self.model.graph.node.extend(reversed(kept))
         del self.model.graph.initializer[:]
         self.model.graph.initializer.extend(
-            numpy_helper.from_array(np.ascontiguousarray(array), name)
+            numpy_helper.from_array(
+                np.asarray(array, order="C"), name
+            )  # ascontiguousarray makes scalars arrays
             for name, array in self.constants.items()
             if name in needed
         )
@@ -210,18 +211,6 @@ def _weights(graph: _Graph) -> Iterator[tuple[Any, Any]]:
         dequantize = graph.node(node.input[1], "DequantizeLinear")
         if dequantize is not None and dequantize.input[0] in graph.constants:
             yield node, dequantize
-
-
-def _scalar_parameters(graph: _Graph) -> None:
-    """One scale for a tensor becomes a scalar: ONNX Runtime's integer pooling refuses arrays of one element."""
-    for node in graph.nodes:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or graph.parameters(node)[0].size != 1:
-            continue
-        for position in (1, 2):
-            name = node.input[position]
-            if graph.constants[name].ndim:
-                graph.constants[f"{name}_scalar"] = graph.constants[name].reshape(())
-                node.input[position] = f"{name}_scalar"
 
 
 def _transpose_weights(graph: _Graph) -> None:
