@@ -19,6 +19,7 @@ from qcompiler.cli.options import (
     Traceback,
     emit_json,
     guarded,
+    left_in_float,
 )
 from qcompiler.config import CompileConfig
 
@@ -74,7 +75,5 @@ def command(
         parts = [report.analysis_table(result.errors)]
         if result.effects:
             parts.append(report.optimizations(result.effects))
-        if result.float_operators:
-            floats = [(f.operator, f.place, f.reason) for f in result.float_operators]
-            parts.append(report.table("Left in float", ["operator", "place", "reason"], floats))
+        parts += left_in_float(result.float_operators)
         report.show(*parts)

@@ -19,6 +19,7 @@ from qcompiler.cli.options import (
     Traceback,
     emit_json,
     guarded,
+    left_in_float,
 )
 from qcompiler.config import CompileConfig, Precision
 from qcompiler.errors import ConfigError
@@ -182,13 +183,11 @@ def command(
                 [layer.schedule for layer in manifest.layers], manifest.tuned_threads
             ),
         }
-        reasons = [(r.operator, r.place, r.reason) for r in manifest.float_operators]
         slow = [(layer.operator, layer.name, layer.reason) for layer in manifest.layers if layer.reason]
         parts = [report.facts(f"Bundle {output}", values)]
         if manifest.optimizations:
             parts.append(report.optimizations(manifest.optimizations))
-        if reasons:
-            parts.append(report.table("Left in float", ["operator", "place", "reason"], reasons))
+        parts += left_in_float(manifest.float_operators)
         if slow:
             parts.append(report.table("Not tensorized", ["operator", "place", "reason"], slow))
         report.show(*parts)

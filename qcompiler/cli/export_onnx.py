@@ -18,6 +18,7 @@ from qcompiler.cli.options import (
     Traceback,
     emit_json,
     guarded,
+    left_in_float,
 )
 from qcompiler.config import CompileConfig
 
@@ -83,8 +84,5 @@ def command(
             "layers with 8-bit weights": str(result.layers),
             "nodes": ", ".join(f"{name} {count}" for name, count in result.operators.items()),
         }
-        parts = [report.facts(f"ONNX model {result.path}", values)]
-        reasons = [(r.operator, r.place, r.reason) for r in result.float_operators]
-        if reasons:
-            parts.append(report.table("Left in float", ["operator", "place", "reason"], reasons))
-        report.show(*parts)
+        facts = report.facts(f"ONNX model {result.path}", values)
+        report.show(facts, *left_in_float(result.float_operators))

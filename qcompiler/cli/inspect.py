@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qcompiler.cli.options import Bundle, Json, RequireSignature, Traceback, emit_json, guarded, shape
+from qcompiler.cli.options import (
+    Bundle,
+    Json,
+    RequireSignature,
+    Traceback,
+    emit_json,
+    guarded,
+    left_in_float,
+    shape,
+)
 
 
 def command(
@@ -90,13 +99,7 @@ def command(
             ),
             *filter(None, [describe_zeros(manifest.layers, manifest.target_name)]),
             *([report.optimizations(manifest.optimizations)] if manifest.optimizations else []),
-            report.table(
-                "Left in float",
-                ["operator", "place", "reason"],
-                [(record.operator, record.place, record.reason) for record in manifest.float_operators],
-            )
-            if manifest.float_operators
-            else "Left in float: nothing",
+            *(left_in_float(manifest.float_operators) or ["Left in float: nothing"]),
             report.table(
                 "Files",
                 ["file", ">size", "SHA-256"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback as tracebacks
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
@@ -116,6 +116,14 @@ def emit_json(value: Any) -> None:
     from qcompiler.report import to_json
 
     print(to_json(value))
+
+
+def left_in_float(records: Iterable[Any]) -> list[Any]:
+    """The table of what stays in float, from records with ``operator``, ``place`` and ``reason``; none if none does."""
+    from qcompiler.report import table
+
+    rows = [(record.operator, record.place, record.reason) for record in records]
+    return [table("Left in float", ["operator", "place", "reason"], rows)] if rows else []
 
 
 def split(option: str, text: str | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from qcompiler.cli.options import (
     Traceback,
     emit_json,
     guarded,
+    left_in_float,
 )
 from qcompiler.config import CompileConfig
 
@@ -70,8 +71,5 @@ def command(
         if json:
             emit_json(result)
             return
-        parts = [report.facts(f"Model {output}", {"size": report.size(output.stat().st_size)})]
-        if result.float_operators:
-            reasons = [(r.operator, r.place, r.reason) for r in result.float_operators]
-            parts.append(report.table("Left in float", ["operator", "place", "reason"], reasons))
-        report.show(*parts)
+        facts = report.facts(f"Model {output}", {"size": report.size(output.stat().st_size)})
+        report.show(facts, *left_in_float(result.float_operators))
