@@ -29,11 +29,11 @@ Choice = tuple[Precision, ...]
 Change = tuple[Precision, Precision]
 """From one precision to another."""
 
-_TIE = 1e-6
-"""Weight of what is not minimized, relative to its own sum: of equal plans the one that is better there."""
-
 _SLACK = 1e-9
 """Relative slack of a bound, for the sums' rounding."""
+
+_SCALE = 1e4
+"""What an objective's or a bound's coefficients are scaled to, together: the solver's tolerances are absolute, 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,15 @@ class _Program:
     def noise(self) -> dict[int, float]:
         return {k: self.costs.noise[s][p] for (s, p), k in self.site.items()}
 
-    def solve(self, objective: Mapping[int, float], tie: Mapping[int, float]) -> Choice | None:
-        weight = _TIE * (sum(objective.values()) or 1.0) / (sum(tie.values()) or 1.0)
-        # In units in which the objective is about 1: the solver's tolerances are absolute.
-        unit = sum(objective.values()) or 1.0
+    def bound(self, row: Mapping[int, float], bound: float) -> None:
+        unit = (sum(row.values()) or 1.0) / _SCALE
+        self.add({k: v / unit for k, v in row.items()}, -np.inf, bound / unit * (1 + _SLACK))
+
+    def solve(self, objective: Mapping[int, float]) -> Choice | None:
+        unit = (sum(objective.values()) or 1.0) / _SCALE
         c = np.zeros(self.size)
-        for row, factor in ((objective, 1.0), (tie, weight)):
-            for column, value in row.items():
-                c[column] += value * factor / unit
+        for column, value in objective.items():
+            c[column] = value / unit
         entries = [(r, k, v) for r, (row, _, _) in enumerate(self.rows) for k, v in row.items()]
         i, j, values = (np.array(column) for column in zip(*entries, strict=True))
         matrix = csr_array((values, (i, j)), shape=(len(self.rows), self.size))
@@ -186,25 +187,32 @@ class _Program:
 
 
 def fastest(network: Network, costs: Costs, noise: float | None = None) -> Solution | None:
-    """The fastest plan with at most ``noise``; None if there is none."""
+    """The fastest plan with at most ``noise``, of equally fast ones the least noisy; None if there is none."""
     program = _Program(network, costs)
     if noise is not None:
-        _bound(program, program.noise(), noise)
-    choice = program.solve(program.seconds(), program.noise())
-    return None if choice is None else evaluate(network, costs, choice)
+        program.bound(program.noise(), noise)
+    choice = program.solve(program.seconds())
+    return None if choice is None else _better(network, costs, choice, program, program.noise())
 
 
 def cleanest(network: Network, costs: Costs, seconds: float) -> Solution | None:
-    """The plan with the least noise that takes at most ``seconds``; None if there is none."""
+    """The plan with the least noise that takes at most ``seconds``, of equal ones the fastest; None if there is none."""
     program = _Program(network, costs)
-    _bound(program, program.seconds(), seconds - costs.fixed)
-    choice = program.solve(program.noise(), program.seconds())
-    return None if choice is None else evaluate(network, costs, choice)
+    program.bound(program.seconds(), seconds - costs.fixed)
+    choice = program.solve(program.noise())
+    return None if choice is None else _better(network, costs, choice, program, program.seconds())
 
 
-def _bound(program: _Program, row: Mapping[int, float], bound: float) -> None:
-    unit = sum(row.values()) or 1.0
-    program.add({k: v / unit for k, v in row.items()}, -np.inf, bound / unit + _SLACK * abs(bound) / unit)
+def _better(
+    network: Network, costs: Costs, choice: Choice, program: _Program, second: Mapping[int, float]
+) -> Solution:
+    """Of the plans that are as good as ``choice`` in both respects, the best in the ``second``."""
+    first = evaluate(network, costs, choice)
+    program.bound(program.seconds(), first.seconds - costs.fixed)
+    program.bound(program.noise(), first.noise)
+    choice = program.solve(second) or choice  # at the edge of the tolerances the solver may miss its own plan
+    found = evaluate(network, costs, choice)
+    return found if found.seconds <= first.seconds and found.noise <= first.noise else first
 
 
 def front(network: Network, costs: Costs, points: int) -> list[Solution]:
@@ -225,5 +233,7 @@ def front(network: Network, costs: Costs, points: int) -> list[Solution]:
         if bound < found[-1].noise:
             solution = fastest(network, costs, bound)
             if solution is not None and solution.noise < found[-1].noise:
+                while found and solution.seconds <= found[-1].seconds:
+                    found.pop()
                 found.append(solution)
     return found

@@ -93,3 +93,18 @@ def test_what_cannot_be_met_has_no_plan() -> None:
     costs = Costs(({"int8": 1.0, "fp32": 2.0},), ({"int8": 0.5, "fp32": 0.0},), ({}, {}), 0.5)
     assert cleanest(network, costs, 1.4) is None
     assert cleanest(network, costs, 1.5) == Solution(("int8",), pytest.approx(1.5), 0.5)
+
+
+def test_of_equally_fast_plans_the_least_noisy_is_taken() -> None:
+    count = 8
+    network = make([("conv2d", [-1])] * count, set())
+    costs = Costs(
+        ({"int8": 1.0, "fp32": 1.0},) * count,
+        tuple({"int8": 0.1**k, "fp32": 0.0} for k in range(count)),
+        ({},) * (count + 1),
+        3.0,
+    )
+    best = fastest(network, costs)
+    assert best is not None
+    assert (best.seconds, best.noise) == (3.0 + count, 0.0)
+    assert front(network, costs, 5) == [best]
