@@ -24,7 +24,6 @@ from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.driver.gpu import build as gpu
-from qcompiler.driver.gpu import embed
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions, forms
@@ -308,7 +307,7 @@ def build_integer(
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
-        counts = _code(machine, target, tvm_target, library)
+        counts = _code(machine, target, tvm_target, library, physical.layers)
         manifest = Manifest(
             inputs=model.inputs,
             outputs=model.outputs,
@@ -351,14 +350,17 @@ def _jsonable(value: Any) -> Any:
 
 
 def _code(
-    module: tvm.IRModule, target: Target, tvm_target: tvm.target.Target, library: Path
+    module: tvm.IRModule,
+    target: Target,
+    tvm_target: tvm.target.Target,
+    library: Path,
+    layers: Iterable[Layer],
 ) -> dict[str, Counter[str]]:
     """Writes the library; how often each instruction stands in each of its kernels."""
     try:
-        with embed.source_only():
-            executable = relax.build(module, tvm_target, relax_pipeline=None)
         if isinstance(target, GpuTarget):
-            return gpu.build_library(executable, target, library)
+            return gpu.build_module(module, target, tvm_target, library, layers)
+        executable = relax.build(module, tvm_target, relax_pipeline=None)
         executable.export_library(str(library), fcompile=link_shared)
         return count_instructions(library)
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises
