@@ -181,11 +181,11 @@ def _sum(name: str, rows: Sequence[ProfileRow], peak: float) -> ProfileRow:
 
 def _peak(manifest: Manifest, threads: int) -> tuple[float, str]:
     """Multiply-accumulates a second of ``threads`` cores of this machine, and where the number comes from."""
+    if manifest.architectures:
+        return _gpu_peak()
     from qcompiler.driver.clock import clock_hertz
     from qcompiler.targets.registry import resolve
 
-    if manifest.architectures:
-        return _gpu_peak()
     per_cycle = int(_field(manifest.target, "macs_per_cycle"))
     instruction = _field(manifest.target, "instruction")
     hertz = clock_hertz(resolve("native"))
