@@ -8,7 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from qcompiler.config import EFFORTS, CompileConfig
-from qcompiler.driver.compile import Calibration, Model, batches_of, program_of
+from qcompiler.driver.quantized import Calibration, Model, batches_of, program_of
 from qcompiler.errors import ConfigError
 from qcompiler.frontend import capture
 from qcompiler.quantization.training import QATModule, prepare_training

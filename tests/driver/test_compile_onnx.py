@@ -17,7 +17,7 @@ from onnx import helper
 import qcompiler
 from qcompiler import reference
 from qcompiler.config import CompileConfig
-from qcompiler.driver import compile as driver
+from qcompiler.driver import quantized as driver
 from qcompiler.driver.evaluate import evaluate
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.errors import CalibrationError, ConfigError
