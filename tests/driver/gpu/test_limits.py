@@ -24,12 +24,12 @@ def kernel(*, threads: int = 64, apart: int = 1, dtype: str = "int32") -> tirx.P
     made = Kernel()
     with made:
         out = made.argument("out", (threads,), dtype)
-        _, thread = made.launch((1,), threads)
-        memory = shared(threads * apart)
-        store(memory, thread * apart, thread)
-        value = memory[thread * apart]
-        lanes = int(dtype.partition("x")[2] or 1)
-        store(out, thread, tirx.Broadcast(value, lanes) if lanes > 1 else value)
+        with made.launch((1,), threads) as (_, thread):
+            memory = shared(threads * apart)
+            store(memory, thread * apart, thread)
+            value = memory[thread * apart]
+            lanes = int(dtype.partition("x")[2] or 1)
+            store(out, thread, tirx.Broadcast(value, lanes) if lanes > 1 else value)
     return made.function()
 
 
