@@ -250,7 +250,7 @@ def _code(
     target: Target,
     tvm_target: tvm.target.Target,
     library: Path,
-    layers: Iterable[Layer],
+    layers: list[Layer],
 ) -> dict[str, Counter[str]]:
     """Writes the library; how often each instruction stands in each of its kernels."""
     try:
