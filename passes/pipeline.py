@@ -134,8 +134,11 @@ def to_physical(
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
     trace = TraceFusion()
     with tvm_target:
+        # TVM's sorts and scans for GPUs are several kernels in one, which have no schedule here.
+        scans = [] if isinstance(target, GpuTarget) else [relax.backend.DispatchSortScan()]
         module = _apply(
             [
+                *scans,
                 relax.transform.FastMathTransform(),
                 relax.transform.LegalizeOps(),
                 relax.transform.AnnotateTIROpPattern(),

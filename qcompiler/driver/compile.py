@@ -116,8 +116,8 @@ def compile_model(
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     if isinstance(model, QATModule):
-        trained, refused = trained_program(model, example_inputs, target, config, calibration)
-        return build(trained, refused, target, tvm_target, scheduler, config, Path(output)).result
+        trained = trained_program(model, example_inputs, target, config, calibration)
+        return build(*trained, target, tvm_target, scheduler, config, Path(output)).result
     program = program_of(model, example_inputs, config)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         if config.gate:
@@ -258,15 +258,7 @@ def build(
 ) -> Built:
     """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
-    module = import_program(program, rounded_layers(program.graph.nodes, config))
-    integer = pipeline.to_integer(module, dump)
-    model = IntegerModel(
-        integer.module,
-        _inputs(program, integer.module),
-        _outputs(program, integer.module),
-        float_operators(integer.module, integer.notes, refused),
-        tuple(map(_optimization, effects)),
-    )
+    model = integer_model(program, refused, config, dump, effects)
     return build_integer(model, target, tvm_target, scheduler, config, output, dump)
 
 
@@ -287,6 +279,25 @@ class IntegerModel:
     outputs: tuple[TensorSpec, ...]
     float_operators: tuple[FloatRecord, ...]
     optimizations: tuple[OptimizationRecord, ...] = ()
+
+
+def integer_model(
+    program: ExportedProgram,
+    refused: list[FloatRecord],
+    config: CompileConfig,
+    dump: pipeline.Dump,
+    effects: Iterable[Effect] = (),
+) -> IntegerModel:
+    """A program in PT2E form in integers: steps 3 and 4."""
+    module = import_program(program, rounded_layers(program.graph.nodes, config))
+    integer = pipeline.to_integer(module, dump)
+    return IntegerModel(
+        integer.module,
+        _inputs(program, integer.module),
+        _outputs(program, integer.module),
+        float_operators(integer.module, integer.notes, refused),
+        tuple(map(_optimization, effects)),
+    )
 
 
 def build_integer(
