@@ -10,15 +10,8 @@ from torch import nn
 
 from qcompiler import reference
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import (
-    Calibration,
-    IntegerModel,
-    Model,
-    integer_model,
-    program_of,
-    quantized_program,
-    trained_program,
-)
+from qcompiler.driver.compile import IntegerModel, integer_model
+from qcompiler.driver.quantized import Calibration, Model, program_of, quantized_program, trained_program
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.passes import pipeline
 from qcompiler.quantization.training import QATModule
@@ -104,8 +97,8 @@ def simulate(
         raise ConfigError("gate measures layers on the target; simulate takes a plan instead")
     target = registry.resolve(config.target)
     if isinstance(model, QATModule):
-        program, refused = trained_program(model, example_inputs, target, config, calibration)
+        quantized = trained_program(model, example_inputs, target, config, calibration)
     else:
-        float_program = program_of(model, example_inputs, config)
-        program, refused = quantized_program(float_program, target, config, calibration)
-    return IntegerModule(integer_model(program, refused, config, pipeline.Dump(config.dump_ir)))
+        program = program_of(model, example_inputs, config)
+        quantized = quantized_program(program, target, config, calibration)
+    return IntegerModule(integer_model(quantized, config, pipeline.Dump(config.dump_ir)))
