@@ -151,17 +151,8 @@ def build(
     output: Path,
 ) -> Built:
     """A program in PT2E form as a bundle: steps 3 to 7."""
-    program = quantized.program
     dump = pipeline.Dump(config.dump_ir)
-    module = import_program(program, rounded_layers(program.graph.nodes, config))
-    integer = pipeline.to_integer(module, dump)
-    model = IntegerModel(
-        integer.module,
-        _inputs(program, integer.module),
-        _outputs(program, integer.module),
-        float_operators(integer.module, integer.notes, list(quantized.float_operators)),
-        quantized.optimizations,
-    )
+    model = integer_model(quantized, config, dump)
     return build_integer(model, target, tvm_target, scheduler, config, output, dump)
 
 
@@ -182,6 +173,20 @@ class IntegerModel:
     outputs: tuple[TensorSpec, ...]
     float_operators: tuple[FloatRecord, ...]
     optimizations: tuple[OptimizationRecord, ...] = ()
+
+
+def integer_model(quantized: QuantizedModel, config: CompileConfig, dump: pipeline.Dump) -> IntegerModel:
+    """A program in PT2E form in integers: steps 3 and 4."""
+    program = quantized.program
+    module = import_program(program, rounded_layers(program.graph.nodes, config))
+    integer = pipeline.to_integer(module, dump)
+    return IntegerModel(
+        integer.module,
+        _inputs(program, integer.module),
+        _outputs(program, integer.module),
+        float_operators(integer.module, integer.notes, list(quantized.float_operators)),
+        quantized.optimizations,
+    )
 
 
 def build_integer(
