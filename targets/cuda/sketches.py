@@ -125,7 +125,8 @@ def stand_in(problem: Problem, tile: Tile) -> tirx.PrimFunc:
         total = acc(*index) + bias[constant]
         if residual:
             share = residual[0](*index).astype("int32") * residual[1][constant] + residual[2][constant]
-            total = total + (share >> tirx.const(problem.epilogue.residual_shift, "int32"))
+            # The shift as a division, whose number a log replaces.
+            total = total + tirx.floordiv(share, 1 << int(problem.epilogue.residual_shift or 0))
         value = total.astype("float32") * multiplier[constant]
         return value if last is None else _plainly(value, last)
 
@@ -154,11 +155,11 @@ def _packed(group: Expr, channel: Expr, k: Expr, blocks: int, steps: int) -> tup
 def _plainly(value: Expr, last: Requantization) -> Expr:
     """The last step by additions and bounds of which none may be left out: a log replaces their numbers.
 
-    All are moved by 256, so that none of them is 0, which TVM would drop.
+    All are moved by 256, so that none of them is 0, which TVM would drop; a byte of the result is the same.
     """
     integer = tirx.call_pure_extern("int32", "__float2int_rn", value)
     shift, lo, hi = (tirx.const(256 + k, "int32") for k in (last.zero_point, last.lo, last.hi))
-    return (tirx.max(tirx.min(integer + shift, hi), lo) - tirx.const(256, "int32")).astype("uint8")
+    return tirx.max(tirx.min(integer + shift, hi), lo).astype("uint8")
 
 
 def schedule_gemm(
