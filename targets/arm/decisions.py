@@ -15,6 +15,9 @@ LIVE = 30
 spills in some surroundings of the loop.
 """
 
+LIVE_IN_ORDER = 31
+"""The same where LLVM schedules for a core that works in order: it begins no load long before its use."""
+
 WEIGHTS = 4
 """Registers that weights in flight take."""
 
@@ -26,6 +29,10 @@ _EPILOGUE = 7
 
 _OVERLAP = 0.1
 """Share of the loads' time that is not hidden behind products on a core that reorders instructions."""
+
+
+_EXPOSED = 0.5
+"""Share of the loads of eight bytes that no product hides: the first ones of a chunk, which its products wait for."""
 
 
 def dense_decision(target: Target, shape: ConvShape) -> Decision:
@@ -61,7 +68,7 @@ def dense_decisions(target: Target, shape: ConvShape, default: Decision) -> list
         # Tiles of several groups would mix their inputs.
         if not fits(default.vectors, count) or (shape.groups > 1 and count > default.vectors):
             continue
-        if _live(target, products(target.instruction).registers(1, count), 1) > LIVE:
+        if _live(target, products(target.instruction).registers(1, count), 1) > live_limit(target):
             continue
         best = min(
             columns,
@@ -73,14 +80,24 @@ def dense_decisions(target: Target, shape: ConvShape, default: Decision) -> list
     return starts
 
 
+def loads_halves(target: Target) -> bool:
+    """Whether dense kernels load activations by eight bytes: ``sdot`` takes its words from there as well."""
+    return target.instruction == "sdot" and core_of(target).half_loads
+
+
 def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
     """Pixels that a tile of ``vectors`` vectors may have, so that nothing is spilled."""
     step = products(target.instruction)
     return [
         c
         for c in range(1, min(pixels, 16) + 1)
-        if c == 1 or _live(target, step.registers(c, vectors), c) <= LIVE
+        if c == 1 or _live(target, step.registers(c, vectors), c) <= live_limit(target)
     ]
+
+
+def live_limit(target: Target) -> int:
+    """Registers that a tile may use, so that LLVM spills none."""
+    return LIVE_IN_ORDER if loads_halves(target) else LIVE
 
 
 def _live(target: Target, registers: int, columns: int) -> int:
@@ -114,7 +131,9 @@ def _tile_cost(instruction: str, core: Core, window: Window, columns: int, vecto
         work = pairs * vectors + pairs / 2
     else:
         work = float(columns * vectors)
-    if core.in_order:
+    if core.half_loads and instruction == "sdot":
+        step = work / core.vector + 2.0 * vectors / core.load + _EXPOSED * columns / 2
+    elif core.in_order:
         step = work / core.vector + loads / core.load
     else:
         # An accumulator is added to once a word; smmla takes two words at once.

@@ -11,7 +11,7 @@ from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import kernel_functions
 from qcompiler.driver.machine_code.loops import inner_loop
 from qcompiler.targets import registry
-from qcompiler.targets.arm.decisions import dense_decision
+from qcompiler.targets.arm.decisions import dense_decision, loads_halves
 from qcompiler.targets.arm.dense import Dense
 from qcompiler.targets.arm.finish import Epilogue
 from qcompiler.targets.arm.requantization import Requantization
@@ -40,8 +40,9 @@ def test_nothing_is_spilled(name: str, tmp_path: Path) -> None:
         decision = dense_decision(target, shape)
         epilogue = Epilogue(Requantization(3, 0, 255), None)
         tiled = Dense(
-            shape, epilogue, target.instruction, decision.vectors, decision, matrix=False, paired=True
-        )
+            shape, epilogue, target.instruction, decision.vectors, decision,
+            matrix=False, paired=True, halves=loads_halves(target),
+        )  # fmt: skip
         made = tiled.function(10**6)
         functions[kernel] = mark_scheduled(made).with_attr("global_symbol", kernel)
     library = tmp_path / "kernels.so"
