@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -212,15 +213,16 @@ class Dense:
         first_word = run * len(window.starts)
         statements: list[tirx.Stmt] = []
 
+        def weight(body: Body, word: Expr, k: int, part: int) -> Expr:
+            return body.name(weights(word + k, part), "w")
+
         def add_chunk(body: Body, at: Expr | int, first: int, word: Expr) -> None:
             """The words from ``first`` on of the chunk that begins at byte ``at`` of the run; ``word`` is the first's."""
             for start in (0, CHUNK // 2) if self.halves else (0,):
-                skipped = start // window.word
                 x = self._loaded(body, bases, offset + at, start)
-                self.products.chunk(
-                    body, tile, x, max(first - skipped, 0),
-                    lambda k, part, skipped=skipped: body.name(weights(word + (k + skipped - first), part), "w"),
-                )  # fmt: skip
+                skipped = start // window.word
+                read = partial(weight, body, word + (skipped - first))
+                self.products.chunk(body, tile, x, max(first - skipped, 0), read)
 
         if chunks:
             body, turns = Body(), unrolled(chunks, self.decision.unroll)
@@ -245,9 +247,7 @@ class Dense:
                     ]
                     for start in rest
                 ]
-                self.products.words(
-                    body, tile, columns, lambda k, part: body.name(weights(word + k, part), "w")
-                )
+                self.products.words(body, tile, columns, partial(weight, body, word))
             statements.append(tirx.SeqStmt(body.statements))
         inner = tirx.For(column, 0, window.columns, tirx.ForKind.SERIAL, sequence(statements))
         return tirx.For(row, 0, window.rows, tirx.ForKind.SERIAL, inner)
