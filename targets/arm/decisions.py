@@ -41,7 +41,8 @@ def dense_decision(target: Target, shape: ConvShape) -> Decision:
     pixels = shape.batch * shape.out_height * shape.out_width
     vectors = ceil_div(shape.out_channels, VECTOR)
     best: tuple[float, int, int, int] | None = None
-    for count in vector_counts(shape):
+    counts = vector_counts(shape)
+    for count in [v for v in counts if _live(target, 1, v) <= live_limit(target)] or counts[:1]:
         window = window_of(shape, cut_channels(shape, count), word)
         for columns in column_counts(target, count, pixels):
             cost = _cost(target.instruction, core_of(target), pixels, vectors, window, columns, count)
@@ -68,7 +69,7 @@ def dense_decisions(target: Target, shape: ConvShape, default: Decision) -> list
         # Tiles of several groups would mix their inputs.
         if not fits(default.vectors, count) or (shape.groups > 1 and count > default.vectors):
             continue
-        if _live(target, products(target.instruction).registers(1, count), 1) > live_limit(target):
+        if _live(target, 1, count) > live_limit(target):
             continue
         best = min(
             columns,
@@ -87,11 +88,8 @@ def loads_halves(target: Target) -> bool:
 
 def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
     """Pixels that a tile of ``vectors`` vectors may have, so that nothing is spilled."""
-    step = products(target.instruction)
     return [
-        c
-        for c in range(1, min(pixels, 16) + 1)
-        if c == 1 or _live(target, step.registers(c, vectors), c) <= live_limit(target)
+        c for c in range(1, min(pixels, 16) + 1) if c == 1 or _live(target, c, vectors) <= live_limit(target)
     ]
 
 
@@ -100,10 +98,14 @@ def live_limit(target: Target) -> int:
     return LIVE_IN_ORDER if loads_halves(target) else LIVE
 
 
-def _live(target: Target, registers: int, columns: int) -> int:
+def _live(target: Target, columns: int, vectors: int) -> int:
     """Registers in use at once. Activations take them twice where they are spread (smull) or paired (smmla)."""
     inputs = {"smull": 2 * columns, "sdot": columns, "smmla": ceil_div(3 * columns, 2)}[target.instruction]
-    return registers + inputs + WEIGHTS
+    weights = WEIGHTS
+    if target.instruction == "smull" and core_of(target).in_order:
+        # LLVM loads the weights of two words well ahead there, and two products wait for their addition.
+        weights = max(WEIGHTS, 2 * vectors + 2)
+    return products(target.instruction).registers(columns, vectors) + inputs + weights
 
 
 def _cost(
