@@ -72,6 +72,16 @@ def test_tensors_of_infinities_are_broadcast() -> None:
     assert_equal(Canonicalize()(make(filled(2.0), IMAGE)), make(filled(2.0), IMAGE))
 
 
+def test_no_index_reads_beyond_its_table() -> None:
+    table = const(np.arange(12, dtype=np.float32).reshape(6, 2))
+
+    def rows(mode):  # type: ignore[no-untyped-def]
+        return make(lambda emit, ids: relax.op.take(table, ids, axis=0, mode=mode), ((4,), "int64"))
+
+    assert_equal(Canonicalize()(rows("fast")), rows("clip"))
+    assert_equal(Canonicalize()(rows("wrap")), rows("wrap"))
+
+
 def test_operators_that_do_nothing_vanish() -> None:
     def before(emit, x):  # type: ignore[no-untyped-def]
         y = emit(relax.op.reshape(x, (1, 4, 6, 6)))
