@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qcompiler.driver.compile import CompileResult
     from qcompiler.driver.onnx_model import Engine, OnnxExport
     from qcompiler.driver.quantize import QuantizeResult
+    from qcompiler.driver.simulate import IntegerModule
     from qcompiler.quantization.training import QATModule
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "prepare_qat",
     "prune_channels",
     "quantize",
+    "simulate",
 ]
 
 
@@ -263,6 +265,36 @@ def prune_channels(
         multiple=multiple,
         keep_at_least=keep_at_least,
         keep=keep,
+    )
+
+
+def simulate(
+    model: Any,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
+    *,
+    calibration: str | Path | Iterable[Any] | None = None,
+    config: CompileConfig | None = None,
+    **options: Any,
+) -> IntegerModule:
+    """Makes a PyTorch module that computes what the compiled library computes, without compiling it.
+
+    Integer operators give the library's bits; so this tells the accuracy of any target on any machine, and that of a
+    module in training: ``simulate(qat.eval(), (x,))``. It holds the weights as they are now.
+
+    Args:
+        model: as for :func:`compile`.
+        example_inputs: as for :func:`compile`; the module takes whole multiples of their batch size.
+        calibration: as for :func:`compile`.
+        config: all options as one object; or give them by name:
+        options: fields of :class:`CompileConfig`.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
+    from qcompiler.driver import simulate as driver
+
+    return driver.simulate(
+        model, _settings(config, options), calibration=calibration, example_inputs=example_inputs
     )
 
 

@@ -22,7 +22,6 @@ from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.driver.gpu import build as gpu
-from qcompiler.driver.gpu import embed
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions, forms
@@ -152,17 +151,8 @@ def build(
     output: Path,
 ) -> Built:
     """A program in PT2E form as a bundle: steps 3 to 7."""
-    program = quantized.program
     dump = pipeline.Dump(config.dump_ir)
-    module = import_program(program, rounded_layers(program.graph.nodes, config))
-    integer = pipeline.to_integer(module, dump)
-    model = IntegerModel(
-        integer.module,
-        _inputs(program, integer.module),
-        _outputs(program, integer.module),
-        float_operators(integer.module, integer.notes, list(quantized.float_operators)),
-        quantized.optimizations,
-    )
+    model = integer_model(quantized, config, dump)
     return build_integer(model, target, tvm_target, scheduler, config, output, dump)
 
 
@@ -185,6 +175,20 @@ class IntegerModel:
     optimizations: tuple[OptimizationRecord, ...] = ()
 
 
+def integer_model(quantized: QuantizedModel, config: CompileConfig, dump: pipeline.Dump) -> IntegerModel:
+    """A program in PT2E form in integers: steps 3 and 4."""
+    program = quantized.program
+    module = import_program(program, rounded_layers(program.graph.nodes, config))
+    integer = pipeline.to_integer(module, dump)
+    return IntegerModel(
+        integer.module,
+        _inputs(program, integer.module),
+        _outputs(program, integer.module),
+        float_operators(integer.module, integer.notes, list(quantized.float_operators)),
+        quantized.optimizations,
+    )
+
+
 def build_integer(
     model: IntegerModel,
     target: Target,
@@ -204,7 +208,7 @@ def build_integer(
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
-        counts = _code(machine, target, tvm_target, library)
+        counts = _code(machine, target, tvm_target, library, physical.layers)
         manifest = Manifest(
             inputs=model.inputs,
             outputs=model.outputs,
@@ -247,14 +251,17 @@ def _jsonable(value: Any) -> Any:
 
 
 def _code(
-    module: tvm.IRModule, target: Target, tvm_target: tvm.target.Target, library: Path
+    module: tvm.IRModule,
+    target: Target,
+    tvm_target: tvm.target.Target,
+    library: Path,
+    layers: list[Layer],
 ) -> dict[str, Counter[str]]:
     """Writes the library; how often each instruction stands in each of its kernels."""
     try:
-        with embed.source_only():
-            executable = relax.build(module, tvm_target, relax_pipeline=None)
         if isinstance(target, GpuTarget):
-            return gpu.build_library(executable, target, library)
+            return gpu.build_module(module, target, tvm_target, library, layers)
+        executable = relax.build(module, tvm_target, relax_pipeline=None)
         executable.export_library(str(library), fcompile=link_shared)
         return count_instructions(library)
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises

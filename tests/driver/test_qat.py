@@ -54,6 +54,7 @@ def test_the_library_computes_what_was_trained(
     compiled = qcompiler.load(result.bundle)
     test = images[1200:1400]
     found = np.concatenate([compiled.run(x[None].numpy())[0] for x in test])
+    assert np.array_equal(qcompiler.simulate(qat, (images[:1],), target="x86-avx2")(test).numpy(), found)
     with torch.no_grad():
         trained = qat(test).numpy()
     step = np.ptp(trained) / 255
