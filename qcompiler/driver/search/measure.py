@@ -20,8 +20,9 @@ from torch.fx import Node
 
 from qcompiler import runtime
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import Calibration, build, quantized_program
+from qcompiler.driver.compile import build
 from qcompiler.driver.machines import machine_of
+from qcompiler.driver.quantized import Calibration, QuantizedModel, quantized_program
 from qcompiler.driver.search.solve import Change, Choice, Costs
 from qcompiler.driver.tuning.apply import TunedScheduler
 from qcompiler.errors import SearchError
@@ -65,13 +66,13 @@ class Compiler:
     target: Target
     scheduler: TunedScheduler
 
-    def quantized(self, plan: Plan) -> ExportedProgram:
+    def quantized(self, plan: Plan) -> QuantizedModel:
         """The program in PT2E form by a plan."""
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             path = Path(folder) / "plan.json"
             plan.save(path)
             config = replace(self.config, plan=path)
-            return quantized_program(self.program, self.target, config, self.calibration)[0]
+            return quantized_program(self.program, self.target, config, self.calibration)
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,12 @@ def measure_costs(
         models, kernels = [], []
         with progress_bar("compile", len(choices), progress) as advance:
             for k, choice in enumerate(choices):
-                program = compiler.quantized(plan_of(network, choice))
-                tag(program, network, choice)
+                quantized = compiler.quantized(plan_of(network, choice))
+                tag(quantized.program, network, choice)
                 tvm_target = registry.to_tvm(compiler.target, cores=1)
                 config = replace(compiler.config, embed_reference=False)
                 built = build(
-                    program,
-                    [],
+                    quantized,
                     compiler.target,
                     tvm_target,
                     compiler.scheduler,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from torch.export import ExportedProgram
 
 from qcompiler import runtime
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import batches_of, build, program_of, quantized_program
+from qcompiler.driver.compile import build
 from qcompiler.driver.data import Samples, read_samples
+from qcompiler.driver.quantized import batches_of, optimization_records, program_of, quantized_program
 from qcompiler.driver.run import run_all
 from qcompiler.driver.search.accuracy import Criterion, Judge, Sensitivity, decibels, sensitivities
 from qcompiler.driver.search.measure import Compiler, check_here, lower_quartile, measure_costs, plan_of
@@ -29,6 +30,7 @@ from qcompiler.quantization.quantizer import calibrate
 from qcompiler.report import milliseconds, percent
 from qcompiler.report import progress as progress_bar
 from qcompiler.runtime import TensorSpec
+from qcompiler.runtime.manifest import OptimizationRecord
 from qcompiler.targets import registry
 
 log = logging.getLogger(__name__)
@@ -146,6 +148,7 @@ class SearchResult:
         front: plans of which none is better than another in both time and noise, the fastest first.
         attempts: the plans that were compiled and measured, in order; the last one is chosen.
         plan: the chosen plan's file.
+        optimizations: what was tried to lower the error of quantization, with all layers in int8.
     """
 
     criterion: Criterion | None
@@ -158,6 +161,7 @@ class SearchResult:
     front: tuple[Point, ...]
     attempts: tuple[Attempt, ...]
     plan: Path
+    optimizations: tuple[OptimizationRecord, ...]
 
     @property
     def chosen(self) -> Attempt:
@@ -202,7 +206,8 @@ def search(
     if capture.is_quantized(program):
         raise ConfigError(f"model {model} is quantized already; a search needs the float model")
     batches = batches_of(program, calibration)
-    simulation = Simulation(calibrate(program, target.rules, batches, config))
+    calibrated = calibrate(program, target.rules, batches, config)
+    simulation = Simulation(calibrated)
     if not simulation.layers:
         raise SearchError(f"model {model} has no layer with an integer kernel; there is nothing to search")
     samples = _samples(program, data, calibration, goal.limit)
@@ -249,6 +254,7 @@ def search(
     return SearchResult(
         judge.criterion, judge.float_top1, samples.count, threads, runs["int8"], runs["fp32"],
         _layer_costs(network, costs, sensitive, chosen), tuple(p for _, p in points), tuple(attempts), output,
+        optimization_records(calibrated.effects),
     )  # fmt: skip
 
 
@@ -325,13 +331,10 @@ def _attempt(
         plan = Path(folder) / "plan.json"
         plan_of(network, solution.choice).save(plan)
         config = replace(compiler.config, plan=plan, embed_reference=False)
-        quantized, refused = quantized_program(
-            compiler.program, compiler.target, config, compiler.calibration
-        )
+        quantized = quantized_program(compiler.program, compiler.target, config, compiler.calibration)
         tvm_target = registry.to_tvm(compiler.target, cores=1)
         built = build(
             quantized,
-            refused,
             compiler.target,
             tvm_target,
             compiler.scheduler,
@@ -381,8 +384,8 @@ def _plan(network: Network, solution: Solution, attempt: Attempt, compiler: Comp
 
     notes = {
         "target": compiler.target.name,
-        "effort": compiler.config.effort,
-        "calibration_method": compiler.config.methods.calibration_method,
+        **asdict(compiler.config.methods),
+        **compiler.config.quantization,
         "threads": threads,
         "promised": figures(attempt.promised.seconds, attempt.promised.drop),
         "measured": figures(attempt.seconds, attempt.drop),
