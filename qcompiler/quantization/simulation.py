@@ -67,8 +67,8 @@ class Grid:
 
     def __call__(self, value: torch.Tensor) -> torch.Tensor:
         """A float32 tensor rounded, as PT2E's quantize and dequantize do it."""
-        q = torch.round(value * (1.0 / self.scale)).add_(self.zero_point).clamp_(self.low, self.high)
-        return q.sub_(self.zero_point).mul_(self.scale)
+        q = torch.round(value * (1.0 / self.scale)).add_(self.zero_point)
+        return q.clamp(self.low, self.high).sub_(self.zero_point).mul_(self.scale)
 
 
 class Prepared(ABC, Generic[State]):
@@ -102,6 +102,10 @@ class Prepared(ABC, Generic[State]):
         source = quantizer.args[0]
         return isinstance(source, Node) and source.op == "get_attr"
 
+    def constant(self, node: Node) -> torch.Tensor:
+        """The value of a ``get_attr`` node."""
+        return attribute(self.prepared, str(node.target)).detach()
+
     def quantized(self, quantizer: Node, value: torch.Tensor) -> torch.Tensor:
         """A float32 tensor, rounded as a quantizer rounds it; that of a constant is kept."""
         if not self.is_constant(quantizer):
@@ -120,7 +124,7 @@ class Prepared(ABC, Generic[State]):
     def compute(self, node: Node, values: Mapping[Node, Any], state: State) -> Any:
         """One node's value from those of its inputs."""
         if node.op == "get_attr":
-            return attribute(self.prepared, str(node.target)).detach()
+            return self.constant(node)
         operand = self.operands(node, values, state)
         if node.op == "call_module":
             return operand(*node.all_input_nodes)
