@@ -20,6 +20,7 @@ from qcompiler.passes.expose_padding import ExposePadding
 from qcompiler.passes.fuse_float import DropPrecision, FuseFloat
 from qcompiler.passes.graph import bindings, op_name
 from qcompiler.passes.lower_integer import Kernel, Layer, LowerInteger, Tunable
+from qcompiler.passes.lower_sorts import LowerSorts
 from qcompiler.passes.plan_layout import PlanLayout
 from qcompiler.passes.propagate_quantization import PropagateQuantization
 from qcompiler.passes.rewrite_to_integer import RewriteToInteger
@@ -134,8 +135,12 @@ def to_physical(
     # What is left is float or moves bytes: TVM's legalization and fusion, then loops for this target.
     trace = TraceFusion()
     with tvm_target:
+        # TVM's sorts and scans for GPUs are several kernels in one, which have no schedule here.
+        cpu = not isinstance(target, GpuTarget)
+        scans = [LowerSorts(), relax.backend.DispatchSortScan()] if cpu else []
         module = _apply(
             [
+                *scans,
                 relax.transform.FastMathTransform(),
                 relax.transform.LegalizeOps(),
                 relax.transform.AnnotateTIROpPattern(),

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     import torch
 
     from qcompiler.compression import Pruned
+    from qcompiler.driver.analyze import Analysis
     from qcompiler.driver.compile import CompileResult
+    from qcompiler.driver.onnx_model import Engine, OnnxExport
+    from qcompiler.driver.quantize import QuantizeResult
+    from qcompiler.driver.simulate import IntegerModule
     from qcompiler.quantization.training import QATModule
 
 __all__ = [
@@ -27,10 +31,14 @@ __all__ = [
     "Model",
     "QCompilerError",
     "__version__",
+    "analyze",
     "compile",
+    "export_onnx",
     "load",
     "prepare_qat",
     "prune_channels",
+    "quantize",
+    "simulate",
 ]
 
 
@@ -71,6 +79,107 @@ def compile(
         calibration=calibration,
         output=output,
         example_inputs=example_inputs,
+    )
+
+
+def quantize(
+    model: Any,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
+    *,
+    calibration: str | Path | Iterable[Any],
+    output: str | Path,
+    config: CompileConfig | None = None,
+    **options: Any,
+) -> QuantizeResult:
+    """Quantizes a model into a ``.pt2`` archive that :func:`compile` takes for every target, with the same bits.
+
+    Args:
+        model: as for :func:`compile`, in float.
+        example_inputs: as for :func:`compile`.
+        calibration: as for :func:`compile`.
+        output: the archive to write.
+        config: all options as one object; or give them by name:
+        options: fields of :class:`CompileConfig`, such as ``effort="max"``.
+
+    Returns:
+        What stayed in float with the reasons, and what each optimization gained.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
+    from qcompiler.driver.quantize import quantize_model
+
+    return quantize_model(
+        model,
+        _settings(config, options),
+        calibration=calibration,
+        output=Path(output),
+        example_inputs=example_inputs,
+    )
+
+
+def export_onnx(
+    model: Any,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
+    *,
+    calibration: str | Path | Iterable[Any] | None = None,
+    output: str | Path,
+    engine: Engine = "onnxruntime",
+    config: CompileConfig | None = None,
+    **options: Any,
+) -> OnnxExport:
+    """Quantizes a model, if it is not, and writes it as a QDQ ONNX model.
+
+    Args:
+        model: as for :func:`compile`.
+        example_inputs: as for :func:`compile`.
+        calibration: as for :func:`compile`.
+        output: the file to write.
+        engine: who will run it; ``tensorrt`` needs ``symmetric_activations=True``.
+        config: all options as one object; or give them by name:
+        options: fields of :class:`CompileConfig`, such as ``effort="max"``.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
+    from qcompiler.driver import onnx_model
+
+    return onnx_model.export_onnx(
+        model,
+        _settings(config, options),
+        calibration=calibration,
+        output=output,
+        engine=engine,
+        example_inputs=example_inputs,
+    )
+
+
+def analyze(
+    model: Any,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
+    *,
+    calibration: str | Path | Iterable[Any],
+    limit: int | None = None,
+    config: CompileConfig | None = None,
+    **options: Any,
+) -> Analysis:
+    """Measures which layers lose accuracy when a model is quantized as :func:`compile` would, and why.
+
+    Args:
+        model: as for :func:`compile`, in float.
+        example_inputs: as for :func:`compile`.
+        calibration: as for :func:`compile`.
+        limit: samples to measure on, evenly spread over the calibration data; 16 if None.
+        config: all options as one object; or give them by name:
+        options: fields of :class:`CompileConfig`, such as ``effort="max"``.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
+    from qcompiler.driver import analyze as driver
+
+    return driver.analyze(
+        model, _settings(config, options), calibration=calibration, limit=limit, example_inputs=example_inputs
     )
 
 
@@ -156,6 +265,36 @@ def prune_channels(
         multiple=multiple,
         keep_at_least=keep_at_least,
         keep=keep,
+    )
+
+
+def simulate(
+    model: Any,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
+    *,
+    calibration: str | Path | Iterable[Any] | None = None,
+    config: CompileConfig | None = None,
+    **options: Any,
+) -> IntegerModule:
+    """Makes a PyTorch module that computes what the compiled library computes, without compiling it.
+
+    Integer operators give the library's bits; so this tells the accuracy of any target on any machine, and that of a
+    module in training: ``simulate(qat.eval(), (x,))``. It holds the weights as they are now.
+
+    Args:
+        model: as for :func:`compile`.
+        example_inputs: as for :func:`compile`; the module takes whole multiples of their batch size.
+        calibration: as for :func:`compile`.
+        config: all options as one object; or give them by name:
+        options: fields of :class:`CompileConfig`.
+
+    Raises:
+        QCompilerError: the class says what kind of fault, the message what to do.
+    """
+    from qcompiler.driver import simulate as driver
+
+    return driver.simulate(
+        model, _settings(config, options), calibration=calibration, example_inputs=example_inputs
     )
 
 

@@ -43,6 +43,13 @@ Precision = Literal["int8", "fp32", "bf16", "fp16"]
 """What a layer computes in: integers, or float with weights (and, where the chip multiplies it, inputs) of so many bits."""
 
 
+QUANTIZATION_OPTIONS = (
+    "effort", "calibration_method", "equalize", "smooth", "adaptive_rounding", "bias_correction", "percentile",
+    "averaging_constant", "symmetric_activations", "skip_first", "skip_last", "keep_float",
+)  # fmt: skip
+"""Fields of :class:`CompileConfig` that say how a float model is quantized, and mean nothing for a quantized one."""
+
+
 @dataclass(frozen=True)
 class CompileConfig:
     """Options of :func:`qcompiler.compile`; the command line's options have the same names.
@@ -151,6 +158,13 @@ class CompileConfig:
     def quantizes(self) -> bool:
         """Whether any layer may be computed in integers."""
         return "int8" in (self.precision, *self.layer_precision.values())
+
+    @property
+    def quantization(self) -> dict[str, object]:
+        """Those of :data:`QUANTIZATION_OPTIONS` that are not the defaults."""
+        defaults = {f.name: f.default for f in fields(self)}
+        given = {name: getattr(self, name) for name in QUANTIZATION_OPTIONS}
+        return {name: value for name, value in given.items() if value != defaults[name]}
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:

@@ -7,26 +7,22 @@ from typing import Annotated
 
 import typer
 
+from qcompiler.cli.configuration import QUANTIZATION, configured
 from qcompiler.cli.options import (
-    CalibrationMethodOption,
-    Dim,
-    EffortOption,
     Json,
-    KeepFloatOption,
     Limit,
-    PercentileOption,
-    ProgressOption,
     Traceback,
     emit_json,
     guarded,
     left_in_float,
+    optimizations,
 )
 from qcompiler.config import CompileConfig
 
-_DEFAULTS = CompileConfig()
 
-
+@configured(*QUANTIZATION, "plan", "dim", "progress")
 def command(
+    *,
     model: Annotated[
         str, typer.Argument(help="The float model, as for 'qcompile compile'.", show_default=False)
     ],
@@ -36,33 +32,16 @@ def command(
             help="An .npz with an array per model input, as for 'qcompile compile'.", show_default=False
         ),
     ],
-    target: Annotated[
-        str, typer.Option(help="Chip to quantize for (qcompile targets); 'native' is this machine's.")
-    ] = _DEFAULTS.target,
-    effort: EffortOption = _DEFAULTS.effort,
-    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
-    percentile: PercentileOption = _DEFAULTS.percentile,
-    keep_float: KeepFloatOption = None,
-    dim: Dim = None,
+    config: CompileConfig,
     limit: Limit = None,
     html: Annotated[
         Path | None, typer.Option(help="File to write a page with plots to.", show_default=False)
     ] = None,
-    progress: ProgressOption = True,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Measures each layer: its error and the cause, and what it alone does to the model's outputs."""
     with guarded(traceback):
-        config = CompileConfig(
-            target=target,
-            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
-            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
-            percentile=percentile,
-            keep_float=tuple(keep_float or ()),
-            dim=tuple(dim or ()),
-            progress=progress,
-        )
         from qcompiler import report
         from qcompiler.driver.analyze import analyze, write_page
 
@@ -72,8 +51,8 @@ def command(
         if json:
             emit_json(result)
             return
-        parts = [report.analysis_table(result.errors)]
-        if result.effects:
-            parts.append(report.optimizations(result.effects))
-        parts += left_in_float(result.float_operators)
-        report.show(*parts)
+        report.show(
+            report.analysis_table(result.errors),
+            *optimizations(result.optimizations),
+            *left_in_float(result.float_operators),
+        )

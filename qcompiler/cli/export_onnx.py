@@ -7,25 +7,21 @@ from typing import Annotated
 
 import typer
 
+from qcompiler.cli.configuration import QUANTIZATION, configured
 from qcompiler.cli.options import (
-    CalibrationMethodOption,
-    Dim,
-    EffortOption,
     Json,
-    KeepFloatOption,
-    ProgressOption,
-    SymmetricOption,
     Traceback,
     emit_json,
     guarded,
     left_in_float,
+    optimizations,
 )
 from qcompiler.config import CompileConfig
 
-_DEFAULTS = CompileConfig()
 
-
+@configured(*QUANTIZATION, "plan", "dim", "progress")
 def command(
+    *,
     model: Annotated[str, typer.Argument(help="A model, as for 'qcompile compile'.", show_default=False)],
     output: Annotated[Path, typer.Option(help="File to write, as model.onnx.", show_default=False)],
     calibration: Annotated[
@@ -42,29 +38,12 @@ def command(
             "with --symmetric-activations."
         ),
     ] = "onnxruntime",
-    target: Annotated[
-        str, typer.Option(help="Chip whose rules say what is quantized (qcompile targets).")
-    ] = _DEFAULTS.target,
-    effort: EffortOption = _DEFAULTS.effort,
-    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
-    symmetric_activations: SymmetricOption = _DEFAULTS.symmetric_activations,
-    keep_float: KeepFloatOption = None,
-    dim: Dim = None,
-    progress: ProgressOption = True,
+    config: CompileConfig,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Writes a quantized model as a QDQ ONNX model that ONNX Runtime or TensorRT runs."""
     with guarded(traceback):
-        config = CompileConfig(
-            target=target,
-            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
-            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
-            symmetric_activations=symmetric_activations,
-            keep_float=tuple(keep_float or ()),
-            dim=tuple(dim or ()),
-            progress=progress,
-        )
         from qcompiler import report
         from qcompiler.driver.onnx_model import export_onnx
 
@@ -85,4 +64,4 @@ def command(
             "nodes": ", ".join(f"{name} {count}" for name, count in result.operators.items()),
         }
         facts = report.facts(f"ONNX model {result.path}", values)
-        report.show(facts, *left_in_float(result.float_operators))
+        report.show(facts, *optimizations(result.optimizations), *left_in_float(result.float_operators))

@@ -12,6 +12,7 @@ from qcompiler.cli.options import (
     emit_json,
     guarded,
     left_in_float,
+    optimizations,
     shape,
 )
 
@@ -98,7 +99,7 @@ def command(
                 ],
             ),
             *filter(None, [describe_zeros(manifest.layers, manifest.target_name)]),
-            *([report.optimizations(manifest.optimizations)] if manifest.optimizations else []),
+            *optimizations(manifest.optimizations),
             *(left_in_float(manifest.float_operators) or ["Left in float: nothing"]),
             report.table(
                 "Files",

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcompiler.cli.options import Json, Limit, Threads, Traceback, emit_json, guarded
-from qcompiler.config import CompileConfig
+from qcompiler.cli.configuration import configured
+from qcompiler.cli.options import Json, Limit, Threads, Traceback, emit_json, guarded, optimizations
+from qcompiler.config import QUANTIZATION_OPTIONS, CompileConfig
 
 if TYPE_CHECKING:
     from qcompiler.driver.migrate import Migration, Side
 
-_DEFAULTS = CompileConfig()
 
-
+@configured(*QUANTIZATION_OPTIONS, "plan", "tuned", "log", "dim", "progress")
 def command(
+    *,
     source: Annotated[
         str,
         typer.Argument(
@@ -40,9 +42,7 @@ def command(
     ] = None,
     limit: Limit = None,
     threads: Threads = None,
-    tuned: Annotated[
-        bool, typer.Option("--tuned/--no-log", help="Use the tuning logs that come with the compiler.")
-    ] = _DEFAULTS.tuned,
+    config: CompileConfig,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -53,7 +53,7 @@ def command(
 
         result = migrate(
             source,
-            CompileConfig(target=to, tuned=tuned),
+            replace(config, target=to),
             output=output,
             origin=origin,
             calibration=calibration,
@@ -139,4 +139,4 @@ def _show(result: Migration) -> None:
                 outputs,
             )
         )
-    report.show(*parts)
+    report.show(*parts, *optimizations(result.optimizations))

@@ -8,11 +8,10 @@ import traceback as tracebacks
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qcompiler.config import CalibrationMethod
 from qcompiler.errors import ConfigError, QCompilerError
 
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -34,50 +33,11 @@ RequireSignature = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use only the first samples.", min=1, show_default=False)]
-EffortOption = Annotated[
-    str,
-    typer.Option(
-        help="What is done to keep the accuracy: 'fast' takes the extremes as ranges; 'balanced' chooses ranges and "
-        "corrects biases; 'max' also equalizes, smooths and rounds adaptively. Options for one of these override it."
-    ),
-]
-CalibrationMethodOption = Annotated[
-    str | None,
-    typer.Option(
-        "--calibration-method",
-        "--observer",
-        help=f"How activation ranges are found: {', '.join(get_args(CalibrationMethod))}; 'auto' is the best of "
-        "the others for each tensor, by measured error. --observer is the option's former name.",
-        show_default=False,
-    ),
-]
-PercentileOption = Annotated[
-    float, typer.Option(help="For 'percentile': share of values inside the range, in percent.")
-]
-SymmetricOption = Annotated[
-    bool, typer.Option(help="Quantize activations with the zero point in the middle, as TensorRT needs it.")
-]
-KeepFloatOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Operator or module to leave in float; may be repeated.", metavar="NAME", show_default=False
-    ),
-]
 SourceModel = Annotated[
     str | None,
     typer.Option(
         "--model",
         help="The float model: a .pt2 archive, an .onnx file, or package.module:function.",
-        show_default=False,
-    ),
-]
-
-Dim = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Of an ONNX model, what a symbolic extent is; may be repeated. An input's first axis is 1 if it is not "
-        "named.",
-        metavar="NAME=N",
         show_default=False,
     ),
 ]
@@ -124,6 +84,14 @@ def left_in_float(records: Iterable[Any]) -> list[Any]:
 
     rows = [(record.operator, record.place, record.reason) for record in records]
     return [table("Left in float", ["operator", "place", "reason"], rows)] if rows else []
+
+
+def optimizations(records: Iterable[Any]) -> list[Any]:
+    """The table of what was tried to lower the error of quantization; none if nothing was."""
+    from qcompiler import report
+
+    tried = list(records)
+    return [report.optimizations(tried)] if tried else []
 
 
 def split(option: str, text: str | None) -> tuple[str, ...]:

@@ -7,25 +7,21 @@ from typing import Annotated
 
 import typer
 
+from qcompiler.cli.configuration import QUANTIZATION, configured
 from qcompiler.cli.options import (
-    CalibrationMethodOption,
-    Dim,
-    EffortOption,
     Json,
-    KeepFloatOption,
-    ProgressOption,
-    SymmetricOption,
     Traceback,
     emit_json,
     guarded,
     left_in_float,
+    optimizations,
 )
 from qcompiler.config import CompileConfig
 
-_DEFAULTS = CompileConfig()
 
-
+@configured(*QUANTIZATION, "plan", "dim", "progress")
 def command(
+    *,
     model: Annotated[
         str,
         typer.Argument(
@@ -36,34 +32,12 @@ def command(
         Path, typer.Option(help="An .npz with an array per model input.", show_default=False)
     ],
     output: Annotated[Path, typer.Option(help="Archive (.pt2) to write.", show_default=False)],
-    target: Annotated[
-        str, typer.Option(help="Chip whose quantization rules count; those of all known ones are the same.")
-    ] = _DEFAULTS.target,
-    effort: EffortOption = _DEFAULTS.effort,
-    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
-    symmetric_activations: SymmetricOption = _DEFAULTS.symmetric_activations,
-    keep_float: KeepFloatOption = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="JSON file with a precision for each layer.", show_default=False),
-    ] = _DEFAULTS.plan,
-    dim: Dim = None,
-    progress: ProgressOption = True,
+    config: CompileConfig,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Quantizes a model into a .pt2 archive that 'qcompile compile' takes for every target."""
     with guarded(traceback):
-        config = CompileConfig(
-            target=target,
-            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
-            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
-            keep_float=tuple(keep_float or ()),
-            plan=plan,
-            symmetric_activations=symmetric_activations,
-            dim=tuple(dim or ()),
-            progress=progress,
-        )
         from qcompiler import report
         from qcompiler.driver.quantize import quantize_model
 
@@ -72,4 +46,4 @@ def command(
             emit_json(result)
             return
         facts = report.facts(f"Model {output}", {"size": report.size(output.stat().st_size)})
-        report.show(facts, *left_in_float(result.float_operators))
+        report.show(facts, *optimizations(result.optimizations), *left_in_float(result.float_operators))

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qcompiler.cli.configuration import QUANTIZATION, configured
 from qcompiler.cli.options import (
-    CalibrationMethodOption,
-    Dim,
-    EffortOption,
     Json,
     Limit,
-    ProgressOption,
     Threads,
     Traceback,
     emit_json,
     guarded,
+    optimizations,
     seconds,
 )
 from qcompiler.config import CompileConfig
@@ -25,10 +23,10 @@ from qcompiler.config import CompileConfig
 if TYPE_CHECKING:
     from qcompiler.driver.search.result import Point, SearchResult
 
-_DEFAULTS = CompileConfig()
 
-
+@configured(*QUANTIZATION, "dim", "progress")
 def command(
+    *,
     model: Annotated[
         str,
         typer.Argument(help="A .pt2 archive or package.module:function, in float.", show_default=False),
@@ -57,12 +55,7 @@ def command(
         ),
     ] = None,
     limit: Limit = None,
-    target: Annotated[
-        str, typer.Option(help="Chip to search for; it must be this machine's.")
-    ] = _DEFAULTS.target,
-    effort: EffortOption = _DEFAULTS.effort,
-    calibration_method: CalibrationMethodOption = _DEFAULTS.calibration_method,
-    dim: Dim = None,
+    config: CompileConfig,
     threads: Threads = None,
     precisions: Annotated[
         str | None,
@@ -76,20 +69,12 @@ def command(
         Path | None,
         typer.Option(help="Picture of the front to write (.png, .svg or .pdf).", show_default=False),
     ] = None,
-    progress: ProgressOption = True,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Searches a precision for each layer, and measures whether the plan keeps its promises."""
     with guarded(traceback):
         bound = seconds("--max-latency", max_latency)
-        config = CompileConfig(
-            target=target,
-            effort=effort,  # type: ignore[arg-type]  # CompileConfig checks it
-            calibration_method=calibration_method,  # type: ignore[arg-type]  # the same
-            dim=tuple(dim or ()),
-            progress=progress,
-        )
         from qcompiler.driver.search.result import SearchConfig
         from qcompiler.driver.search.search import search
 
@@ -179,6 +164,7 @@ def _show(result: SearchResult) -> None:
             [counts, ">promised", ">measured", f">promised {what}", ">measured", ">SQNR", "result"],
             attempts,
         ),
+        *optimizations(result.optimizations),
         report.facts(
             f"Plan {result.plan}",
             {

@@ -8,14 +8,16 @@ from typing import Annotated
 
 import typer
 
-from qcompiler.cli.options import CalibrationMethodOption, Dim, Json, Traceback, emit_json, guarded, integers
+from qcompiler.cli.configuration import QUANTIZATION, configured
+from qcompiler.cli.options import Json, Traceback, emit_json, guarded, integers, optimizations
 from qcompiler.config import CompileConfig, TuneConfig
 
 _DEFAULTS = TuneConfig()
-_COMPILE = CompileConfig()
 
 
+@configured(*QUANTIZATION, "plan", "dim", "progress")
 def command(
+    *,
     model: Annotated[
         str,
         typer.Argument(
@@ -28,10 +30,7 @@ def command(
             help="An .npz with an array per model input, as for 'qcompile compile'.", show_default=False
         ),
     ] = None,
-    target: Annotated[
-        str, typer.Option(help="Chip to tune for (qcompile targets); 'native' is this machine's.")
-    ] = _COMPILE.target,
-    calibration_method: CalibrationMethodOption = _COMPILE.calibration_method,
+    config: CompileConfig,
     trials: Annotated[int, typer.Option(help="Schedules to measure, at most.")] = _DEFAULTS.trials,
     minutes: Annotated[
         float | None, typer.Option(help="Minutes to search, at most.", show_default=False)
@@ -71,17 +70,11 @@ def command(
     rpc_timeout: Annotated[
         float, typer.Option(help="Seconds that a device has for one schedule.")
     ] = _DEFAULTS.rpc_timeout,
-    dim: Dim = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Searches schedules for a model's kernels, and keeps what it measures for every later compile."""
     with guarded(traceback):
-        config = CompileConfig(
-            target=target,
-            calibration_method=calibration_method,  # type: ignore[arg-type]  # CompileConfig checks it
-            dim=tuple(dim or ()),
-        )
         tuning = TuneConfig(
             trials=trials,
             minutes=minutes,
@@ -127,6 +120,7 @@ def command(
         ]
         report.show(
             report.table(f"Tuned for {result.target}", columns, rows),
+            *optimizations(result.optimizations),
             report.facts(
                 f"Log {result.log}",
                 {

@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from qcompiler import report
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import Calibration, Model, batches_of, program_of
+from qcompiler.driver.quantized import (
+    Calibration,
+    Model,
+    batches_of,
+    float_records,
+    optimization_records,
+    program_of,
+)
 from qcompiler.errors import QuantizationError
 from qcompiler.frontend import capture
-from qcompiler.quantization import Effect, FloatOperator
 from qcompiler.quantization.analyze import LayerErrors, analyze_layers
 from qcompiler.quantization.quantizer import calibrate
 from qcompiler.quantization.simulation import spread
+from qcompiler.runtime.manifest import FloatRecord, OptimizationRecord
 from qcompiler.targets import registry
 
 SAMPLES = 16
@@ -28,32 +37,38 @@ class Analysis:
         target: name of the target whose rules were used.
         errors: of the model and of each layer.
         float_operators: operators that stay in float, with reasons.
-        effects: the optimizations that were tried before, as ``effort`` and its options ask.
+        optimizations: what was tried to lower the error, as ``effort`` and its options ask.
     """
 
     target: str
     errors: LayerErrors
-    float_operators: tuple[FloatOperator, ...]
-    effects: tuple[Effect, ...]
+    float_operators: tuple[FloatRecord, ...]
+    optimizations: tuple[OptimizationRecord, ...]
 
 
 def analyze(
-    model: Model, config: CompileConfig, *, calibration: Calibration, limit: int | None = None
+    model: Model,
+    config: CompileConfig,
+    *,
+    calibration: Calibration,
+    limit: int | None = None,
+    example_inputs: tuple[torch.Tensor, ...] | None = None,
 ) -> Analysis:
     """Quantizes a model as ``compile`` would, and measures each layer in a simulation of it.
 
     Args:
-        model: an exported program, the path of a ``.pt2`` archive, or ``package.module:function``.
+        model: as of :func:`qcompiler.driver.compile.compile_model`, in float.
         config: the options of quantization.
         calibration: as of :func:`qcompiler.driver.compile.compile_model`.
         limit: samples to measure on, evenly spread over the calibration data; None for ``SAMPLES``.
+        example_inputs: as of ``compile_model``.
 
     Raises:
         QuantizationError: the model is quantized already.
         QCompilerError: as of ``compile_model``.
     """
     target = registry.resolve(config.target)
-    program = program_of(model, None, config)
+    program = program_of(model, example_inputs, config)
     if capture.is_quantized(program):
         raise QuantizationError(
             "the model is quantized already, so there is nothing to compare it with; give the float model"
@@ -61,8 +76,8 @@ def analyze(
     batches = batches_of(program, calibration)
     calibrated = calibrate(program, target.rules, batches, config)
     errors = analyze_layers(calibrated, spread(batches, limit or SAMPLES), config.progress)
-    floats = tuple(calibrated.quantizer.float_operators)
-    return Analysis(target.name, errors, floats, calibrated.effects)
+    floats = float_records(calibrated.quantizer.float_operators)
+    return Analysis(target.name, errors, floats, optimization_records(calibrated.effects))
 
 
 def write_page(analysis: Analysis, title: str, path: Path) -> Path:

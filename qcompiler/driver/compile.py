@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +22,29 @@ from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.driver.gpu import build as gpu
-from qcompiler.driver.gpu import embed
 from qcompiler.driver.kernels import has_half_floats, kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions, forms
+from qcompiler.driver.quantized import (
+    Calibration,
+    Model,
+    QuantizedModel,
+    program_of,
+    quantized_program,
+    trained_program,
+)
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
 from qcompiler.driver.zeros import zero_shares
-from qcompiler.errors import BuildError, CalibrationError, ConfigError
+from qcompiler.errors import BuildError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
 from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
 from qcompiler.passes.lower_integer import Layer
-from qcompiler.quantization import Effect, Quantized, leave_float, quantize_measured, respell, rounded_layers
-from qcompiler.quantization import calibration as calibrations
+from qcompiler.quantization import (
+    rounded_layers,
+)
 from qcompiler.quantization.plan import Plan
 from qcompiler.quantization.training import QATModule
 from qcompiler.reference import storage
@@ -57,9 +63,6 @@ from qcompiler.targets import registry
 from qcompiler.targets.base import GpuTarget, Target
 
 log = logging.getLogger(__name__)
-
-Model = torch.nn.Module | ExportedProgram | str | Path
-Calibration = str | Path | Iterable[Any] | None
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def compile_model(
     tvm_target = registry.to_tvm(target, cores=1)
     scheduler = TunedScheduler(open_logs(target, config), tvm_target)
     if isinstance(model, QATModule):
-        trained, refused = trained_program(model, example_inputs, target, config, calibration)
-        return build(trained, refused, target, tvm_target, scheduler, config, Path(output)).result
+        trained = trained_program(model, example_inputs, target, config, calibration)
+        return build(trained, target, tvm_target, scheduler, config, Path(output)).result
     program = program_of(model, example_inputs, config)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         if config.gate:
@@ -125,115 +128,8 @@ def compile_model(
 
             plan = Path(folder) / "plan.json"
             config, calibration = gated(program, target, scheduler, config, calibration, plan)
-        quantized = optimized_program(program, target, config, calibration)
-        refused, effects = _float_records(quantized), quantized.effects
-        return build(
-            quantized.program, refused, target, tvm_target, scheduler, config, Path(output), effects
-        ).result
-
-
-def program_of(
-    model: Model, example_inputs: tuple[torch.Tensor, ...] | None, config: CompileConfig
-) -> ExportedProgram:
-    if isinstance(model, str | Path):
-        shapes = None
-        if example_inputs is not None and str(model).endswith(".onnx"):
-            shapes, example_inputs = [tuple(x.shape) for x in example_inputs], None
-        if example_inputs is None:
-            return capture.resolve(str(model), config.dims, shapes)
-    elif config.dim:
-        raise ConfigError("dim fixes the symbolic extents of ONNX files; other models have none")
-    if isinstance(model, torch.nn.Module):
-        if example_inputs is None:
-            raise ConfigError(
-                "a module needs example_inputs: a tuple of tensors of the shapes to compile for"
-            )
-        return capture.capture(model, example_inputs)
-    if example_inputs is not None:
-        raise ConfigError("example_inputs go with a module or an ONNX file; an exported program has its own")
-    assert isinstance(model, ExportedProgram)
-    return capture.check(model)
-
-
-def quantized_program(
-    program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
-) -> tuple[ExportedProgram, list[FloatRecord]]:
-    """The program and the float operators of :func:`optimized_program`."""
-    quantized = optimized_program(program, target, config, calibration)
-    return quantized.program, _float_records(quantized)
-
-
-def _float_records(quantized: Quantized) -> list[FloatRecord]:
-    return [FloatRecord(f.operator, f.place, f.reason) for f in quantized.float_operators]
-
-
-def optimized_program(
-    program: ExportedProgram, target: Target, config: CompileConfig, calibration: Calibration
-) -> Quantized:
-    """Step 2: the program in PT2E form, what stays in float, and what the optimizations gained."""
-    if capture.is_quantized(program):
-        if config.precision != "int8":
-            raise ConfigError(
-                f"precision {config.precision}: the model is quantized already; give the float model, or leave "
-                "precision at int8"
-            )
-        if config.plan is not None:
-            raise ConfigError(
-                f"plan {config.plan}: the model is quantized already, and its own quantize nodes say what is int8; "
-                "give the float model, or no plan"
-            )
-        if calibration is not None:
-            log.warning(
-                "the model is quantized already; its own scales are kept and calibration data is not used"
-            )
-        return Quantized(respell(program), [])
-    if not config.quantizes:
-        if calibration is not None:
-            log.warning("no layer is int8; calibration data is not used")
-        return leave_float(program, config)
-    return quantize_measured(program, target.rules, batches_of(program, calibration), config)
-
-
-def trained_program(
-    model: QATModule,
-    example_inputs: tuple[torch.Tensor, ...] | None,
-    target: Target,
-    config: CompileConfig,
-    calibration: Calibration,
-) -> tuple[ExportedProgram, list[FloatRecord]]:
-    """The quantized program of a module that :func:`qcompiler.prepare_qat` made."""
-    if example_inputs is None:
-        raise ConfigError("a module needs example_inputs: a tuple of tensors of the shapes to compile for")
-    if model.rules != target.rules:
-        raise ConfigError(
-            f"the module was prepared by the rules of another target than {target.name}, and trained for their "
-            f"arithmetic; prepare it for {target.name}"
-        )
-    if config.plan is not None or config.gate:
-        raise ConfigError(
-            "a trained module is compiled as it was trained, so plan and gate come too late; give the plan to prepare_qat"
-        )
-    if calibration is not None:
-        log.warning("the module was trained with its own ranges; calibration data is not used")
-    program = capture.check(model.program(example_inputs))
-    return program, [FloatRecord(f.operator, f.place, f.reason) for f in model.float_operators]
-
-
-def batches_of(program: ExportedProgram, calibration: Calibration) -> list[calibrations.Batch]:
-    """Calibration data as checked batches of the program's own shapes.
-
-    Raises:
-        CalibrationError: there is none, or it does not fit the program.
-    """
-    if calibration is None:
-        raise CalibrationError(
-            "calibration data is missing: give an .npz file with an array an input, or an iterable of batches; "
-            "precision fp32, bf16 and fp16 need none"
-        )
-    inputs = capture.user_inputs(program)
-    if isinstance(calibration, str | Path):
-        return calibrations.load_npz(calibration, inputs)
-    return calibrations.from_iterable(calibration, inputs)
+        quantized = quantized_program(program, target, config, calibration)
+        return build(quantized, target, tvm_target, scheduler, config, Path(output)).result
 
 
 def _check_precision(target: Target, config: CompileConfig) -> None:
@@ -249,26 +145,16 @@ def _check_precision(target: Target, config: CompileConfig) -> None:
 
 
 def build(
-    program: ExportedProgram,
-    refused: list[FloatRecord],
+    quantized: QuantizedModel,
     target: Target,
     tvm_target: tvm.target.Target,
     scheduler: TunedScheduler,
     config: CompileConfig,
     output: Path,
-    effects: Iterable[Effect] = (),
 ) -> Built:
     """A program in PT2E form as a bundle: steps 3 to 7."""
     dump = pipeline.Dump(config.dump_ir)
-    module = import_program(program, rounded_layers(program.graph.nodes, config))
-    integer = pipeline.to_integer(module, dump)
-    model = IntegerModel(
-        integer.module,
-        _inputs(program, integer.module),
-        _outputs(program, integer.module),
-        float_operators(integer.module, integer.notes, refused),
-        tuple(map(_optimization, effects)),
-    )
+    model = integer_model(quantized, config, dump)
     return build_integer(model, target, tvm_target, scheduler, config, output, dump)
 
 
@@ -291,6 +177,20 @@ class IntegerModel:
     optimizations: tuple[OptimizationRecord, ...] = ()
 
 
+def integer_model(quantized: QuantizedModel, config: CompileConfig, dump: pipeline.Dump) -> IntegerModel:
+    """A program in PT2E form in integers: steps 3 and 4."""
+    program = quantized.program
+    module = import_program(program, rounded_layers(program.graph.nodes, config))
+    integer = pipeline.to_integer(module, dump)
+    return IntegerModel(
+        integer.module,
+        _inputs(program, integer.module),
+        _outputs(program, integer.module),
+        float_operators(integer.module, integer.notes, list(quantized.float_operators)),
+        quantized.optimizations,
+    )
+
+
 def build_integer(
     model: IntegerModel,
     target: Target,
@@ -310,7 +210,7 @@ def build_integer(
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
-        counts = _code(machine, target, tvm_target, library)
+        counts = _code(machine, target, tvm_target, library, physical.layers)
         manifest = Manifest(
             inputs=model.inputs,
             outputs=model.outputs,
@@ -353,25 +253,22 @@ def _jsonable(value: Any) -> Any:
 
 
 def _code(
-    module: tvm.IRModule, target: Target, tvm_target: tvm.target.Target, library: Path
+    module: tvm.IRModule,
+    target: Target,
+    tvm_target: tvm.target.Target,
+    library: Path,
+    layers: list[Layer],
 ) -> dict[str, Counter[str]]:
     """Writes the library; how often each instruction stands in each of its kernels."""
     try:
-        with embed.source_only():
-            executable = relax.build(module, tvm_target, relax_pipeline=None)
         if isinstance(target, GpuTarget):
-            return gpu.build_library(executable, target, library)
+            return gpu.build_module(module, target, tvm_target, library, layers)
+        executable = relax.build(module, tvm_target, relax_pipeline=None)
         executable.export_library(str(library), fcompile=link_shared)
         return count_instructions(library)
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises
         fault = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise BuildError(f"code generation failed: {fault}; report this as a bug") from error
-
-
-def _optimization(effect: Effect) -> OptimizationRecord:
-    """An effect as the manifest has it; outputs without noise have no ratio in JSON."""
-    before, after = (db if math.isfinite(db) else None for db in (effect.before_db, effect.after_db))
-    return OptimizationRecord(effect.name, before, after, effect.kept, effect.changed, effect.refused)
 
 
 def _record(layer: Layer, counts: dict[str, Any], zeros: float | None) -> LayerRecord:

@@ -13,24 +13,18 @@ import tvm
 from qcompiler import reference, runtime
 from qcompiler.config import CompileConfig
 from qcompiler.driver.bundle import REFERENCE_NAME
-from qcompiler.driver.compile import (
-    Calibration,
-    IntegerModel,
-    build,
-    build_integer,
-    program_of,
-    quantized_program,
-)
+from qcompiler.driver.compile import IntegerModel, build, build_integer
 from qcompiler.driver.cross.model import EmulatedModel, open_bundle, run_many
 from qcompiler.driver.data import Array, Samples, chunks, read_samples
 from qcompiler.driver.profile import attribute
+from qcompiler.driver.quantized import Calibration, program_of, quantized_program, refuse_quantization
 from qcompiler.driver.run import keep_valid
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
 from qcompiler.driver.verify import Comparison, OutputVerification
 from qcompiler.errors import BuildError, BundleError, ConfigError, CpuError
 from qcompiler.passes.pipeline import Dump
 from qcompiler.runtime import LayerRecord, Manifest, TensorSpec
-from qcompiler.runtime.manifest import MANIFEST_NAME
+from qcompiler.runtime.manifest import MANIFEST_NAME, OptimizationRecord
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
 
@@ -107,6 +101,7 @@ class Migration:
         only_before: layers that only the first has, as padding that a kernel of the second does itself.
         only_after: layers that only the second has.
         weights: packed weights of the first bundle and of the second, as shapes, where they differ.
+        optimizations: what was tried to lower the error when the model was quantized.
         fault: what differs that must not, in one line, or None.
     """
 
@@ -119,6 +114,7 @@ class Migration:
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
     weights: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    optimizations: tuple[OptimizationRecord, ...]
     fault: str | None
 
 
@@ -157,6 +153,9 @@ def migrate(
                 raise ConfigError(
                     f"{source} is a bundle, which is quantized already; leave the calibration data out"
                 )
+            refuse_quantization(config, f"bundle {source}")
+            if config.plan is not None:
+                raise ConfigError(f"plan {config.plan}: bundle {source} is quantized already; leave plan out")
             first = Path(source)
             model = from_bundle(first, origin)
             if output.resolve() == first.resolve():
@@ -204,11 +203,11 @@ def _compile_first(
             f"targets {first.name} and {second.name} have different kernels, so a model is quantized differently for "
             "them; quantize it for one of them (qcompile quantize) and migrate that"
         )
-    quantized, refused = quantized_program(program_of(source, None, config), first, config, calibration)
+    quantized = quantized_program(program_of(source, None, config), first, config, calibration)
     tvm_target = registry.to_tvm(first, cores=1)
     own = replace(config, target=first.name, embed_reference=True, dump_ir=None)
     scheduler = TunedScheduler(open_logs(first, own), tvm_target)
-    build(quantized, refused, first, tvm_target, scheduler, own, output)
+    build(quantized, first, tvm_target, scheduler, own, output)
     return from_bundle(output)
 
 
@@ -248,7 +247,7 @@ def compare(
     failed = [o for o in outputs if not o.passed]
     return Migration(
         second, sides[0], sides[1], samples.count if outputs else 0, outputs, changes, missing, added,
-        _weights(manifests), f"output {failed[0].name!r} differs in {failed[0].differing} of {failed[0].elements} elements"
+        _weights(manifests), manifests[1].optimizations, f"output {failed[0].name!r} differs in {failed[0].differing} of {failed[0].elements} elements"
         if failed else None,
     )  # fmt: skip
 

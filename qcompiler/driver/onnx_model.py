@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import Calibration, Model, program_of, quantized_program
+from qcompiler.driver.quantized import Calibration, Model, program_of, quantized_program
 from qcompiler.errors import ConfigError, FrontendError
 from qcompiler.frontend.onnx.source import require_onnx
-from qcompiler.runtime.manifest import FloatRecord
+from qcompiler.runtime.manifest import FloatRecord, OptimizationRecord
 from qcompiler.targets import registry
 
 Array = NDArray[Any]
@@ -49,6 +49,7 @@ class OnnxExport:
         operators: how many nodes it has of each operator.
         layers: convolutions and matrix products with 8-bit weights.
         float_operators: what quantization left in float.
+        optimizations: what was tried to lower the error of quantization, and what it gained.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class OnnxExport:
     operators: dict[str, int]
     layers: int
     float_operators: tuple[FloatRecord, ...]
+    optimizations: tuple[OptimizationRecord, ...]
 
 
 def export_onnx(
@@ -90,15 +92,21 @@ def export_onnx(
     if engine not in get_args(Engine):
         raise ConfigError(f"unknown engine {engine!r}; known: {', '.join(get_args(Engine))}")
     program = program_of(model, example_inputs, config)
-    quantized, floats = quantized_program(program, registry.resolve(config.target), config, calibration)
-    made = to_qdq(quantized, engine)
+    quantized = quantized_program(program, registry.resolve(config.target), config, calibration)
+    made = to_qdq(quantized.program, engine)
     path = Path(output)
     _write(made, path)
     operators = Counter(str(node.op_type) for node in made.graph.node)
     layers = sum(1 for _ in _weights(_Graph(made)))
     opset = int(made.opset_import[0].version)
     return OnnxExport(
-        path, path.stat().st_size, opset, dict(sorted(operators.items())), layers, tuple(floats)
+        path,
+        path.stat().st_size,
+        opset,
+        dict(sorted(operators.items())),
+        layers,
+        quantized.float_operators,
+        quantized.optimizations,
     )
 
 

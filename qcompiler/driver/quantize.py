@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import Calibration, Model, program_of, quantized_program
+from qcompiler.driver.quantized import Calibration, Model, program_of, quantized_program
 from qcompiler.errors import QuantizationError
 from qcompiler.frontend import capture
-from qcompiler.runtime.manifest import FloatRecord
+from qcompiler.runtime.manifest import FloatRecord, OptimizationRecord
 from qcompiler.targets import registry
 
 
@@ -23,10 +23,12 @@ class QuantizeResult:
     Attributes:
         path: the archive.
         float_operators: what quantization left in float, and why.
+        optimizations: what was tried to lower the error of quantization, and what it gained.
     """
 
     path: Path
     float_operators: tuple[FloatRecord, ...]
+    optimizations: tuple[OptimizationRecord, ...]
 
 
 def quantize_model(
@@ -59,15 +61,15 @@ def quantize_model(
     if capture.is_quantized(program):
         raise QuantizationError("the model is quantized already; compile it as it is")
     target = registry.resolve(config.target)
-    quantized, floats = quantized_program(program, target, config, calibration)
+    quantized = quantized_program(program, target, config, calibration)
     partial = output.with_name(f".{output.stem}.partial-{os.getpid()}.pt2")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.export.save(quantized, partial)
+            torch.export.save(quantized.program, partial)
             partial.replace(output)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise QuantizationError(f"output {output} cannot be written: {error}") from error
-    return QuantizeResult(output, tuple(floats))
+    return QuantizeResult(output, quantized.float_operators, quantized.optimizations)

@@ -9,7 +9,8 @@ import pytest
 from command_line import Command, Compiled
 from small_tuning import tasks, writer
 
-from qcompiler.config import CompileConfig, TuneConfig
+from qcompiler.cli.configuration import QUANTIZATION
+from qcompiler.config import TuneConfig
 from qcompiler.driver.tuning.decisions import to_json
 from qcompiler.driver.tuning.log import KEY, RECORDS, Record
 from qcompiler.errors import ConfigError
@@ -125,8 +126,7 @@ def test_options_are_those_of_the_configurations() -> None:
     from qcompiler.cli import tune as command
 
     own = {"model", "calibration", "json", "traceback"}
-    known = {*TuneConfig.__dataclass_fields__, "target", "calibration_method", "dim"}
+    known = {*TuneConfig.__dataclass_fields__, *QUANTIZATION, "plan", "dim", "progress"}
     assert set(inspect.signature(command.command).parameters) - own == known
-    assert {"target", "calibration_method", "dim"} <= set(CompileConfig.option_names())
     with pytest.raises(ConfigError, match="threads"):
         TuneConfig(threads=(0,))

@@ -11,7 +11,7 @@ from torch import nn
 
 from qcompiler.config import CompileConfig
 from qcompiler.driver.analyze import analyze, write_page
-from qcompiler.driver.compile import batches_of
+from qcompiler.driver.quantized import batches_of
 from qcompiler.errors import CalibrationError, QuantizationError
 from qcompiler.quantization import quantize
 from qcompiler.targets.base import QuantizationRules
@@ -34,7 +34,7 @@ def test_layers_and_page(saved: tuple[Path, Path], tmp_path: Path) -> None:
     assert found.target == "x86-avx2"
     assert found.errors.samples == 4
     assert [layer.name for layer in found.errors.layers] == ["input input", "0", "3"]
-    assert [effect.name for effect in found.effects] == [
+    assert [effect.name for effect in found.optimizations] == [
         "calibration_method auto",
         "bias_correction empirical",
     ]

@@ -17,7 +17,8 @@ from onnx import helper
 import qcompiler
 from qcompiler import reference
 from qcompiler.config import CompileConfig
-from qcompiler.driver import compile as driver
+from qcompiler.driver import quantized as driver
+from qcompiler.driver.compile import CompileResult
 from qcompiler.driver.evaluate import evaluate
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.errors import CalibrationError, ConfigError
@@ -43,7 +44,7 @@ STYLES = {
 LAYERS = ("qc.conv2d", "qc.dense")
 
 
-def compiled(made: Any, folder: Path, **options: Any) -> driver.CompileResult:
+def compiled(made: Any, folder: Path, **options: Any) -> CompileResult:
     path = onnx_models.save(made, folder / "m.onnx")
     return qcompiler.compile(path, output=folder / "bundle", dim=("batch=2",), **options)
 

@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 
 from qcompiler import reference
 from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import program_of, quantized_program
 from qcompiler.driver.onnx_model import export_onnx, to_qdq
+from qcompiler.driver.quantized import program_of, quantized_program
 from qcompiler.errors import ConfigError
 from qcompiler.frontend.importer import import_program
 from qcompiler.frontend.onnx import load_onnx
@@ -58,7 +58,7 @@ BATCHES = [images(seed) for seed in range(4)]
 def quantized(**options: Any) -> ExportedProgram:
     config = CompileConfig(**options)
     program = program_of(network(), (BATCHES[0],), config)
-    return quantized_program(program, registry.resolve("x86-avx512-vnni"), config, BATCHES)[0]
+    return quantized_program(program, registry.resolve("x86-avx512-vnni"), config, BATCHES).program
 
 
 def network() -> nn.Module:

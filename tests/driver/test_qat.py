@@ -54,6 +54,7 @@ def test_the_library_computes_what_was_trained(
     compiled = qcompiler.load(result.bundle)
     test = images[1200:1400]
     found = np.concatenate([compiled.run(x[None].numpy())[0] for x in test])
+    assert np.array_equal(qcompiler.simulate(qat, (images[:1],), target="x86-avx2")(test).numpy(), found)
     with torch.no_grad():
         trained = qat(test).numpy()
     step = np.ptp(trained) / 255
@@ -90,3 +91,19 @@ def test_options_are_those_of_compile(digits: tuple[torch.Tensor, torch.Tensor])
         qcompiler.prepare_qat(DigitNet().eval(), (x,), calibration_method="auto")
     with pytest.raises(ConfigError, match="unknown option 'nothing'; known: target, "):
         qcompiler.prepare_qat(DigitNet().eval(), (x,), nothing=1)
+
+
+def test_what_is_random_in_training_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    examples = (torch.randn(1, 3, 8, 8),)
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.1), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Dropout(0.25), nn.Linear(144, 2)).eval()
+    qcompiler.prepare_qat(model, examples, "x86-avx2")
+    (warning,) = [r.message for r in caplog.records if "trains without dropout" in r.message]
+    assert "off are: 3 (Dropout2d), 5 (Dropout)." in warning
+    caplog.clear()
+    qcompiler.prepare_qat(torch.export.export(model, examples), None, "x86-avx2")
+    (warning,) = [r.message for r in caplog.records if "trains without dropout" in r.message]
+    assert "5 (dropout)" in warning
+    caplog.clear()
+    qcompiler.prepare_qat(nn.Sequential(*layers[:3], nn.Dropout(0.0)).eval(), examples, "x86-avx2")
+    assert "trains without dropout" not in caplog.text

@@ -57,3 +57,27 @@ def test_a_call_that_was_not_there_is_a_fault() -> None:
     trace.before(legalized(1))
     with pytest.raises(PassError, match="was not there"):
         trace.after(legalized(2))
+
+
+def test_fields_of_a_kernel_with_several_results_are_followed() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 8), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            halves = builder.emit(relax.op.split(x, 2, axis=1), "halves")
+            results = [
+                builder.emit(
+                    relax.op.nn.relu(relax.op.exp(builder.emit(relax.TupleGetItem(halves, k)))), f"r_{k}_"
+                )
+                for k in range(2)
+            ]
+            output = builder.emit_output(relax.Tuple(results))
+        builder.emit_func_output(output)
+    with tvm.target.Target("llvm"):
+        module = relax.transform.AnnotateTIROpPattern()(relax.transform.LegalizeOps()(builder.get()))
+    trace = TraceFusion()
+    trace.before(module)
+    trace.after(relax.transform.FuseOps()(module))
+    names = [name for names in trace.origins for name in names]
+    assert names[0] == "halves"
+    assert {"r_0_", "r_1_"} <= set(names)

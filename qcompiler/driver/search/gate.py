@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.export import ExportedProgram
 
 from qcompiler.config import CompileConfig, Precision
-from qcompiler.driver.compile import Calibration, batches_of
+from qcompiler.driver.quantized import Calibration, batches_of
 from qcompiler.driver.search.measure import Compiler, check_here, measure_costs, plan_of
 from qcompiler.driver.search.solve import Costs, Solution, fastest
 from qcompiler.driver.tuning.apply import TunedScheduler

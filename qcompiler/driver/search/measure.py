@@ -20,8 +20,9 @@ from torch.export import ExportedProgram
 
 from qcompiler import runtime
 from qcompiler.config import CompileConfig, Precision
-from qcompiler.driver.compile import Built, Calibration, build, quantized_program
+from qcompiler.driver.compile import Built, build
 from qcompiler.driver.machines import machine_of
+from qcompiler.driver.quantized import Calibration, quantized_program
 from qcompiler.driver.search.attribute import Measured, profiled, tag
 from qcompiler.driver.search.solve import Change, Choice, Costs
 from qcompiler.driver.tuning.apply import TunedScheduler
@@ -67,11 +68,11 @@ class Compiler:
             path = Path(folder) / "plan.json"
             plan.save(path)
             config = replace(self.config, plan=path, embed_reference=False)
-            program, refused = quantized_program(self.program, self.target, config, self.calibration)
+            quantized = quantized_program(self.program, self.target, config, self.calibration)
             if adapt is not None:
-                adapt(program)
+                adapt(quantized.program)
             tvm_target = registry.to_tvm(self.target, cores=1)
-            return build(program, refused, self.target, tvm_target, self.scheduler, config, output)
+            return build(quantized, self.target, tvm_target, self.scheduler, config, output)
 
 
 def plan_of(network: Network, choice: Choice) -> Plan:

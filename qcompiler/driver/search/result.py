@@ -10,6 +10,7 @@ from typing import get_args
 from qcompiler.config import Precision
 from qcompiler.driver.search.accuracy import Criterion
 from qcompiler.errors import ConfigError
+from qcompiler.runtime.manifest import OptimizationRecord
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -127,6 +128,7 @@ class SearchResult:
         attempts: the plans that were compiled and measured, in order; the last one is chosen.
         plan: the chosen plan's file.
         remarks: for each float of 16 bits that the chosen plan does not have, why.
+        optimizations: what was tried to lower the error of quantization, with all layers in int8.
     """
 
     criterion: Criterion | None
@@ -138,7 +140,8 @@ class SearchResult:
     front: tuple[Point, ...]
     attempts: tuple[Attempt, ...]
     plan: Path
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...]
+    optimizations: tuple[OptimizationRecord, ...]
 
     @property
     def chosen(self) -> Attempt:

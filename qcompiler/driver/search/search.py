@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 
 from qcompiler import runtime
 from qcompiler.config import CompileConfig, Precision
-from qcompiler.driver.compile import batches_of, program_of
 from qcompiler.driver.data import Samples, read_samples
+from qcompiler.driver.quantized import batches_of, optimization_records, program_of
 from qcompiler.driver.run import run_all
 from qcompiler.driver.search.accuracy import Judge, Sensitivity, decibels, sensitivities
 from qcompiler.driver.search.attribute import lower_quartile
@@ -132,7 +132,7 @@ def search(
     return SearchResult(
         judge.criterion, judge.float_top1, samples.count, threads, runs,
         _layer_costs(network, costs, sensitive, chosen), tuple(p for _, p in points), tuple(attempts), output,
-        remarks(target, network, costs, [s for s, _ in points], chosen),
+        remarks(target, network, costs, [s for s, _ in points], chosen), optimization_records(calibrated.effects),
     )  # fmt: skip
 
 
@@ -262,8 +262,8 @@ def _plan(network: Network, solution: Solution, attempt: Attempt, compiler: Comp
 
     notes = {
         "target": compiler.target.name,
-        "effort": compiler.config.effort,
-        "calibration_method": compiler.config.methods.calibration_method,
+        **asdict(compiler.config.methods),
+        **compiler.config.quantization,
         "threads": threads,
         "promised": figures(attempt.promised.seconds, attempt.promised.drop),
         "measured": figures(attempt.seconds, attempt.drop),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from qcompiler.config import CompileConfig, TuneConfig
-from qcompiler.driver import compile as driver
+from qcompiler.driver import quantized as driver
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.tuning.fleet import LocalFleet
 from qcompiler.driver.tuning.log import KEY, Key
@@ -61,9 +62,9 @@ def tune_model(
     tvm_target = registry.to_tvm(target, cores=1)
     writer = LogWriter(folder, Key.of(target, threads), tvm_target)
     program = driver.program_of(model, example_inputs, config)
-    quantized, _ = driver.quantized_program(program, target, config, calibration)
+    quantized = driver.quantized_program(program, target, config, calibration)
     dump = pipeline.Dump(config.dump_ir)
-    integer = pipeline.to_integer(import_program(quantized), dump)
+    integer = pipeline.to_integer(import_program(quantized.program), dump)
     physical = pipeline.to_physical(integer.module, target, tvm_target, dump=dump, **kernels(target))
     tasks = extract(physical, tuning.layers)
     if not tasks:
@@ -71,7 +72,8 @@ def tune_model(
     say(
         f"{len(tasks)} kernels of {sum(t.weight for t in tasks)} layers, for {target.name} at threads {threads}"
     )
-    return tune_tasks(tasks, target, tvm_target, writer, make_fleet, threads, tuning, say)
+    tuned = tune_tasks(tasks, target, tvm_target, writer, make_fleet, threads, tuning, say)
+    return replace(tuned, optimizations=quantized.optimizations)
 
 
 def _holds_logs(folder: Path) -> bool:

@@ -23,6 +23,7 @@ from qcompiler.driver.tuning.tasks import Prepared, Task, file_name, prepare
 from qcompiler.driver.tuning.trial import Build, Run, Timing
 from qcompiler.driver.tuning.writer import LogWriter
 from qcompiler.errors import TuningError
+from qcompiler.runtime.manifest import OptimizationRecord
 from qcompiler.targets.base import Target
 
 REAL_GAIN = 0.02
@@ -84,6 +85,7 @@ class Tuned:
         kernels: what was found.
         gain: share of the kernels' time, all their layers together, that is saved.
         reason: why it ended, in words.
+        optimizations: what was tried to lower the error when the model was quantized.
     """
 
     log: Path
@@ -97,6 +99,7 @@ class Tuned:
     kernels: tuple[TunedKernel, ...]
     gain: float
     reason: str
+    optimizations: tuple[OptimizationRecord, ...] = ()
 
 
 @dataclass
