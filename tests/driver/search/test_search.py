@@ -214,8 +214,9 @@ def test_bf16_is_chosen_where_it_is_faster_than_fp32_and_exact_enough(
     monkeypatch.setattr(search, "_attempt", measured())
     result = run(files, tmp_path / "plan.json", max_drop=5.0, precisions=("bf16", "fp32", "int8"))
     in_float = result.chosen.promised.float_layers
-    assert {in_float[name] for name in LAYERS if name in in_float} == {"bf16"}
-    assert Plan.load(tmp_path / "plan.json").layers["2"] == "bf16"
+    assert "bf16" in in_float.values()
+    plan = Plan.load(tmp_path / "plan.json")
+    assert {name: p for name, p in plan.layers.items() if p != "int8"} == in_float
     assert any(
         "fp16 was not tried" in remark and "--precisions int8,fp32,fp16" in remark
         for remark in result.remarks
