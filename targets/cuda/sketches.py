@@ -159,7 +159,9 @@ def _plainly(value: Expr, last: Requantization) -> Expr:
     """
     integer = tirx.call_pure_extern("int32", "__float2int_rn", value)
     shift, lo, hi = (tirx.const(256 + k, "int32") for k in (last.zero_point, last.lo, last.hi))
-    return tirx.max(tirx.min(integer + shift, hi), lo).astype("uint8")
+    moved = tirx.max(tirx.min(integer + shift, hi), lo)
+    # The mask keeps TVM from folding the cast into constants that are no bytes.
+    return tirx.bitwise_and(moved, tirx.const(255, "int32")).astype("uint8")
 
 
 def schedule_gemm(
