@@ -7,6 +7,7 @@ read the keys across; products of their own read transposed keys along.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.fx import Node
@@ -67,7 +68,17 @@ def spelled_attention(emit: Emitter, node: Node) -> Node:
         new = emit(aten.mul.Tensor, new, seen)
     for _ in range(rank, 4):
         new = emit(aten.squeeze.dim, new, 1 if rank == 3 else 0)
-    return new
+    return _laid_out(emit, new, node.meta["val"].stride())
+
+
+def _laid_out(emit: Emitter, x: Node, strides: Sequence[int]) -> Node:
+    """A tensor in memory as PyTorch's kernel leaves it, which follows the queries: views of the model rely on it."""
+    order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+    if order == list(range(len(strides))):
+        return x
+    turned = emit(aten.permute.default, x, order)
+    copied = emit(aten.clone.default, turned, memory_format=torch.contiguous_format)
+    return emit(aten.permute.default, copied, [order.index(axis) for axis in range(len(order))])
 
 
 def _repeated(emit: Emitter, x: Node, heads: int) -> Node:

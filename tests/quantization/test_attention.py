@@ -30,6 +30,14 @@ FORMS: dict[str, Form] = {
     "grouped heads": lambda x, ids: attention(x, x[:, :2], x[:, 2:], enable_gqa=True),
     "three dimensions": lambda x, ids: attention(x[0], x[0], x[1], attn_mask=x[0, :, :, :6] > 0),
     "two dimensions": lambda x, ids: attention(x[0, 0], x[0, 1], x[0, 2], attn_mask=x[1, 0, :, :6] > 0),
+    "heads joined by a view": lambda x, ids: (
+        attention(*[x.transpose(1, 2).contiguous().transpose(1, 2)] * 3).transpose(1, 2).flatten(2)
+    ),
+    "heads joined after positions": lambda x, ids: (
+        attention(*[x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)] * 3)
+        .permute(2, 0, 1, 3)
+        .reshape(12, 32)
+    ),
     "nothing": lambda x, ids: attention(x, x, x),
     "causal": lambda x, ids: attention(x, x, x, is_causal=True),
     "float mask": lambda x, ids: attention(x, x, x, attn_mask=x[:, :1, :, :6]),
