@@ -22,7 +22,7 @@ from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.driver.gpu import build as gpu
-from qcompiler.driver.kernels import kernels
+from qcompiler.driver.kernels import has_half_floats, kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions, forms
 from qcompiler.driver.quantized import (
@@ -39,7 +39,6 @@ from qcompiler.driver.zeros import zero_shares
 from qcompiler.errors import BuildError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
-from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
@@ -47,6 +46,7 @@ from qcompiler.passes.lower_integer import Layer
 from qcompiler.quantization import (
     rounded_layers,
 )
+from qcompiler.quantization.plan import Plan
 from qcompiler.quantization.training import QATModule
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
@@ -135,9 +135,11 @@ def compile_model(
 
 def _check_precision(target: Target, config: CompileConfig) -> None:
     """Refuses 16-bit floats where the target has no kernels for them."""
-    wanted: list[str] = sorted({config.precision, *config.layer_precision.values()} & {"bf16", "fp16"})
+    planned = Plan.load(config.plan).precisions if config.plan is not None else ()
+    asked = {config.precision, *config.layer_precision.values(), *planned}
+    wanted: list[str] = sorted(asked & {"bf16", "fp16"})
     wanted += ["weights_only"] if config.weights_only else []
-    if wanted and not kernels(target)["lowerings"].keys() >= FLOAT_LAYERS:
+    if wanted and not has_half_floats(target):
         raise ConfigError(
             f"{wanted[0]}: target {target.name} has no kernels for it; allowed: precision int8 and fp32"
         )
