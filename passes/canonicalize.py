@@ -6,12 +6,14 @@ Before::
     p = max_pool2d(x), zeros_like(p);  y = (p, zeros)[0]
     r = relu6(y)
     a, b = split(r, 2)
+    e = take(table, indices, mode="fast")
 
 After::
 
     p = max_pool2d(x)
     r = clip(p, 0, 6)
     a = strided_slice(r, ...);  b = strided_slice(r, ...)
+    e = take(table, indices, mode="wrap")
 """
 
 from __future__ import annotations
@@ -68,6 +70,9 @@ class _Canonicalize(Rewriter):
             return self._slices(new, value)
         if name == "relax.nn.dropout":
             return relax.Tuple([new.args[0], new.args[0]])
+        if name == "relax.take" and str(value.attrs.mode) == "fast":
+            # "fast" reads whatever lies where an index points to; in PyTorch -1 is the last element.
+            return relax.op.take(*new.args, axis=value.attrs.axis, mode="wrap")
         if name == "relax.permute_dims" and value.attrs.axes is not None:
             axes = [int(a) for a in value.attrs.axes]
             if axes == list(range(len(axes))):

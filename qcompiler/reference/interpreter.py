@@ -265,7 +265,7 @@ class _Scope:
             assert isinstance(group, Group), f"{name} takes an item of a {type(group).__name__}"
             return group.fields[int(expr.index)]
         if isinstance(expr, tvm.ir.Constant) and isinstance(expr.ty, relax.TensorType):
-            return Constant(np.ascontiguousarray(expr.value.numpy()))
+            return Constant(np.asarray(expr.value.numpy(), order="C"))
         if isinstance(expr, relax.Call) and not tvm.ir.is_prim_expr(expr):
             return self._call(expr, name)
         if isinstance(expr, relax.If):
