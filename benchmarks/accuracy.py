@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "entropy": {"calibration_method": "entropy"},
     "auto": {"calibration_method": "auto"},
     "minmax, equalize": {"equalize": True},
+    "minmax, SmoothQuant": {"smooth": True},
     "minmax, fast bias correction": {"bias_correction": "fast"},
     "minmax, empirical bias correction": {"bias_correction": "empirical"},
     "minmax, adaptive rounding": {"adaptive_rounding": True},

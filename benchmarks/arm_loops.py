@@ -64,7 +64,16 @@ def shares(target: Target) -> list[str]:
         decision = decisions.dense_decision(target, shape)
         cycles = decisions.parallel_cycles(target, shape)
         last = Epilogue(Requantization(3, 0, 255), None)
-        problem = Problem(shape, last, target.instruction, decision.vectors, matrix, True, cycles)
+        problem = Problem(
+            shape,
+            last,
+            target.instruction,
+            decision.vectors,
+            matrix,
+            True,
+            decisions.loads_halves(target),
+            cycles,
+        )
         name = f"layer{number}"
         functions[name] = problem.dense(decision).function(cycles).with_attr("global_symbol", name)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler.config import CompileConfig
-from qcompiler.driver.search.search import SearchConfig, search
+from qcompiler.driver.search.result import SearchConfig
+from qcompiler.driver.search.search import search
 
 
 def trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
@@ -54,7 +55,7 @@ def main() -> None:
             output=folder / "plan.json",
         )
         for layer in result.layers:
-            print(f"{layer.name:>10}  {layer.sqnr_db:5.1f} dB alone in int8  -> {layer.precision}")
+            print(f"{layer.name:>10}  {layer.sqnr_db['int8']:5.1f} dB alone in int8  -> {layer.precision}")
         chosen = result.chosen
         print(f"float top-1 {result.float_top1:.2%}; the plan loses {100 * chosen.drop:.2f} points")
         print(

@@ -6,14 +6,16 @@ Before::
     p = max_pool2d(x), zeros_like(p);  y = (p, zeros)[0]
     r = relu6(y)
     a, b = split(r, 2)
-    e = take(table, indices, mode="fast")
+    m = full_like(r, -inf)
+    t = take(table, ids, mode="fast")
 
 After::
 
     p = max_pool2d(x)
     r = clip(p, 0, 6)
     a = strided_slice(r, ...);  b = strided_slice(r, ...)
-    e = take(table, indices, mode="wrap")
+    m = broadcast_to(-inf, ...)
+    t = take(table, ids, mode="wrap")
 """
 
 from __future__ import annotations
@@ -50,6 +52,10 @@ _FOLDED: dict[str, Callable[[relax.Call, NDArray[Any]], NDArray[Any]]] = {
 }
 
 
+def _is_infinite(value: relax.Expr) -> bool:
+    return isinstance(value, Constant) and not np.isfinite(array(value)).all()
+
+
 class _Canonicalize(Rewriter):
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         new = self.replaced(value)
@@ -68,11 +74,15 @@ class _Canonicalize(Rewriter):
             return new.args[0].fields[0]
         if name == "relax.split":
             return self._slices(new, value)
+        if name in ("relax.full", "relax.full_like") and _is_infinite(new.args[1]):
+            # TVM's legalization fails on infinities, which masks are made of.
+            filling = array(new.args[1]).reshape(1).astype(dtype(value))
+            return relax.op.broadcast_to(constant(filling), dims(value))
+        if name == "relax.take" and value.attrs.mode == "fast":
+            # Whoever runs the library may give any index; it must not read beyond the tensor, and -1 is the last.
+            return relax.op.take(new.args[0], new.args[1], axis=value.attrs.axis, mode="wrap")
         if name == "relax.nn.dropout":
             return relax.Tuple([new.args[0], new.args[0]])
-        if name == "relax.take" and str(value.attrs.mode) == "fast":
-            # "fast" reads whatever lies where an index points to; in PyTorch -1 is the last element.
-            return relax.op.take(*new.args, axis=value.attrs.axis, mode="wrap")
         if name == "relax.permute_dims" and value.attrs.axes is not None:
             axes = [int(a) for a in value.attrs.axes]
             if axes == list(range(len(axes))):

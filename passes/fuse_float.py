@@ -35,6 +35,9 @@ from qcompiler.passes.tables import number
 
 Values = NDArray[np.float64]
 
+BITS = "_bits"
+"""What the name of a tensor's bfloat16 form ends in, behind the tensor's."""
+
 
 class FuseFloat:
     """Gathers float layers into operators that the target has kernels for.
@@ -112,7 +115,8 @@ class _FuseFloat(Rewriter):
         if precision != "bfloat16" or not self.multiplies_bfloat16:
             return x, precision
         if x not in self.bfloat16:
-            self.bfloat16[x] = self.emit(operators.call("qc.to_bfloat16", [x]), "bits")
+            name = self.names.get(x.name, x.name) if isinstance(x, relax.Var) else self.name
+            self.bfloat16[x] = self.emit(operators.call("qc.to_bfloat16", [x]), f"{name}{BITS}")
         return self.bfloat16[x], precision
 
     def layer(self, old: relax.Expr) -> relax.Call | None:

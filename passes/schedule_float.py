@@ -75,7 +75,7 @@ def _schedule_block(sch: Schedule, block: SBlockRV, lanes: int) -> None:
     if not reduced:
         fused = sch.fuse(*spatial) if len(spatial) > 1 else spatial[0]
         size = _extent(sch, fused) or 1
-        if size % lanes == 0:
+        if size % lanes == 0 and not _writes_booleans(sch, block):
             per_task = lanes * max(d for d in range(1, min(size // lanes, 256) + 1) if size // lanes % d == 0)
             task, inner = sch.split(fused, [None, per_task])
             _, vector = sch.split(inner, [None, lanes])
@@ -92,7 +92,7 @@ def _schedule_block(sch: Schedule, block: SBlockRV, lanes: int) -> None:
         chunk, vector = sch.split(last, [None, min(vector_extent, 2 * lanes)])
         sch.reorder(*outer, chunk, *reduced, vector)
         tasks = [*outer, chunk]
-        if vector_extent % min(vector_extent, 2 * lanes) == 0:
+        if vector_extent % min(vector_extent, 2 * lanes) == 0 and not _writes_booleans(sch, block):
             sch.vectorize(vector)
     else:
         sch.reorder(*spatial, *reduced)
@@ -101,6 +101,11 @@ def _schedule_block(sch: Schedule, block: SBlockRV, lanes: int) -> None:
     if total >= PARALLEL_MINIMUM:
         sch.parallel(fused)
     sch.decompose_reduction(block, reduced[0])
+
+
+def _writes_booleans(sch: Schedule, block: SBlockRV) -> bool:
+    """Booleans lie in memory as bytes, and TVM converts to them no more than one at a time."""
+    return any(str(region.source.dtype) == "bool" for region in sch.get(block).writes)
 
 
 def _kind(iter_type: int) -> str:

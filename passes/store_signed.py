@@ -56,6 +56,11 @@ MOVEMENT = frozenset(
 """Operators that only move elements."""
 
 
+def activations(call: relax.Call) -> tuple[int, ...]:
+    """Positions of the activations among the operands of an integer operator; some may be left out of the call."""
+    return _ACTIVATIONS.get(str(call.op.name), (0,))
+
+
 class StoreSigned:
     """Stores the activations of integer operators as q - 128."""
 
@@ -112,7 +117,7 @@ class _StoreSigned(Rewriter):
         return self.emit(relax.op.astype(self.emit(wide), to))
 
     def _integer(self, name: str, call: relax.Call) -> relax.Expr:
-        positions = _ACTIVATIONS.get(name, (0,))
+        positions = activations(call)
         args = [
             self.stored(a) if k in positions else Rewriter.replaced(self, a) for k, a in enumerate(call.args)
         ]

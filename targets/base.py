@@ -124,12 +124,14 @@ class GpuTarget(Target):
         multiprocessors: of the chip that kernels are cut for.
         shared_bytes: shared memory that a block may have.
         block_threads: threads that a block may have.
+        block_registers: registers of 32 bits that the threads of a block may have together.
     """
 
     architectures: tuple[str, ...] = ()
     multiprocessors: int = 1
     shared_bytes: int = 48 * 1024
     block_threads: int = 1024
+    block_registers: int = 64 * 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,6 +139,6 @@ class GpuTarget(Target):
             raise TargetError(
                 f"target {self.name}: architectures are {self.architectures}; give at least one, ascending, as sm_80"
             )
-        for name in ("multiprocessors", "shared_bytes", "block_threads"):
+        for name in ("multiprocessors", "shared_bytes", "block_threads", "block_registers"):
             if getattr(self, name) <= 0:
                 raise TargetError(f"target {self.name}: {name} is {getattr(self, name)}; it must be positive")

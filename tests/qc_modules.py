@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from qcompiler.driver.cross import emulator
-from qcompiler.driver.gpu import embed
+from qcompiler.driver.gpu import embed, limits
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.errors import BuildError
@@ -25,7 +25,7 @@ from qcompiler.passes import pipeline
 from qcompiler.passes.graph import bindings, op_name
 from qcompiler.reference import interpret
 from qcompiler.targets import registry
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 from qcompiler.targets.host import read_host
 from qcompiler.targets.workload import Scheduler, default_schedule
 
@@ -134,6 +134,7 @@ class Built:
 
     executable: Any
     target: Target
+    kernels: limits.Kernels | None = None
 
 
 def build(module: tvm.IRModule, target: Target, scheduler: Scheduler = default_schedule) -> Built:
@@ -144,8 +145,10 @@ def build(module: tvm.IRModule, target: Target, scheduler: Scheduler = default_s
         module, target, tvm_target, dump=dump, scheduler=scheduler, **kernels(target)
     )
     machine = pipeline.to_machine(physical.module, tvm_target, dump)
-    with embed.source_only():
+    if not isinstance(target, GpuTarget):
         return Built(relax.build(machine, tvm_target, relax_pipeline=None), target)
+    with embed.source_only(), limits.verified(target) as found:
+        return Built(relax.build(machine, tvm_target, relax_pipeline=None), target, found)
 
 
 def run(built: Built, samples: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:

@@ -1,4 +1,4 @@
-"""``qcompile search``: which layers in int8 and which in float."""
+"""``qcompile search``: a precision for each layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qcompiler.cli.options import (
 from qcompiler.config import CompileConfig
 
 if TYPE_CHECKING:
-    from qcompiler.driver.search.search import SearchResult
+    from qcompiler.driver.search.result import Point, SearchResult
 
 
 @configured(*QUANTIZATION, "dim", "progress")
@@ -57,6 +57,13 @@ def command(
     limit: Limit = None,
     config: CompileConfig,
     threads: Threads = None,
+    precisions: Annotated[
+        str | None,
+        typer.Option(
+            help="What to choose from, such as int8,bf16,fp32; int8, fp32 and what else the chip multiplies if not given.",
+            show_default=False,
+        ),
+    ] = None,
     points: Annotated[int, typer.Option(help="Plans of the front, about.")] = 16,
     plot: Annotated[
         Path | None,
@@ -68,12 +75,20 @@ def command(
     """Searches a precision for each layer, and measures whether the plan keeps its promises."""
     with guarded(traceback):
         bound = seconds("--max-latency", max_latency)
-        from qcompiler.driver.search.search import SearchConfig, search
+        from qcompiler.driver.search.result import SearchConfig
+        from qcompiler.driver.search.search import search
 
         result = search(
             model,
             config,
-            SearchConfig(max_drop=max_drop, max_latency=bound, threads=threads, points=points, limit=limit),
+            SearchConfig(
+                max_drop=max_drop,
+                max_latency=bound,
+                threads=threads,
+                points=points,
+                limit=limit,
+                precisions=None if precisions is None else tuple(precisions.split(",")),  # type: ignore[arg-type]
+            ),
             calibration=calibration,
             output=output,
             data=data,
@@ -89,31 +104,33 @@ def command(
 def _show(result: SearchResult) -> None:
     from qcompiler import report
 
+    tried = list(result.uniform_seconds)
+    noisy = [p for p in tried if p != "fp32"]
+    what = "drop" if result.criterion is None else f"drop ({result.criterion})"
     layers = [
         (
             layer.name,
             layer.kind,
-            report.decibels(layer.sqnr_db),
-            report.percent(layer.drop),
-            report.microseconds(layer.int8_seconds),
-            report.microseconds(layer.fp32_seconds),
+            *(report.decibels(layer.sqnr_db[p]) if p in layer.sqnr_db else "" for p in noisy),
+            report.percent(layer.drop["int8"]),
+            *(report.microseconds(layer.seconds[p]) if p in layer.seconds else "" for p in tried),
             layer.precision,
         )
         for layer in result.layers
     ]
     points = [
         (
-            f"{len(result.layers) - len(p.float_layers)} / {len(p.float_layers)}",
+            _counts(result, p),
             report.milliseconds(p.seconds),
             report.decibels(p.sqnr_db),
             report.percent(p.drop),
-            ", ".join(p.float_layers[:3]) + (", …" if len(p.float_layers) > 3 else "") or "-",
+            ", ".join(list(p.float_layers)[:3]) + (", …" if len(p.float_layers) > 3 else "") or "-",
         )
         for p in result.front
     ]
     attempts = [
         (
-            f"{len(result.layers) - len(a.promised.float_layers)} / {len(a.promised.float_layers)}",
+            _counts(result, a.promised),
             report.milliseconds(a.promised.seconds),
             report.milliseconds(a.seconds),
             report.percent(a.promised.drop),
@@ -123,34 +140,50 @@ def _show(result: SearchResult) -> None:
         )
         for a in result.attempts
     ]
-    what = "drop" if result.criterion is None else f"drop ({result.criterion})"
+    counts = ">" + " / ".join(tried)
     report.show(
         report.table(
-            "Layers, each alone in int8",
-            ["layer", "kind", ">SQNR", f">{what}", ">int8", ">fp32", "precision"],
+            "Layers: noise of each alone, and times",
+            [
+                "layer",
+                "kind",
+                *(f">SQNR {p}" for p in noisy),
+                f">{what} int8",
+                *(f">{p}" for p in tried),
+                "precision",
+            ],
             layers,
         ),
         report.table(
             "Front, as promised",
-            [">int8 / float", ">latency", ">SQNR", f">{what}", "in float"],
+            [counts, ">latency", ">SQNR", f">{what}", "in float"],
             points,
         ),
         report.table(
             "Plans, compiled and measured",
-            [">int8 / float", ">promised", ">measured", f">promised {what}", ">measured", ">SQNR", "result"],
+            [counts, ">promised", ">measured", f">promised {what}", ">measured", ">SQNR", "result"],
             attempts,
         ),
         *optimizations(result.optimizations),
         report.facts(
             f"Plan {result.plan}",
             {
-                "all int8": report.milliseconds(result.int8_seconds),
-                "all float": report.milliseconds(result.fp32_seconds),
+                **{f"all {p}": report.milliseconds(time) for p, time in result.uniform_seconds.items()},
                 "float top-1": report.percent(result.float_top1),
                 "samples": str(result.samples),
                 "threads": str(result.threads),
             },
         ),
+    )
+    report.show(*result.remarks)
+
+
+def _counts(result: SearchResult, point: Point) -> str:
+    """How many layers a plan has in each precision that was tried."""
+    chosen = list(point.float_layers.values())
+    return " / ".join(
+        str(len(result.layers) - len(chosen) if p == "int8" else chosen.count(p))
+        for p in result.uniform_seconds
     )
 
 

@@ -22,8 +22,7 @@ from qcompiler.config import CompileConfig
 from qcompiler.driver import bundle
 from qcompiler.driver.float_operators import float_operators
 from qcompiler.driver.gpu import build as gpu
-from qcompiler.driver.gpu import embed
-from qcompiler.driver.kernels import kernels
+from qcompiler.driver.kernels import has_half_floats, kernels
 from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import count_instructions, forms
 from qcompiler.driver.quantized import (
@@ -39,7 +38,6 @@ from qcompiler.driver.zeros import zero_shares
 from qcompiler.errors import BuildError, ConfigError
 from qcompiler.frontend import capture
 from qcompiler.frontend.importer import import_program
-from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
 from qcompiler.passes.lift_constants import LiftConstants
@@ -47,6 +45,7 @@ from qcompiler.passes.lower_integer import Layer
 from qcompiler.quantization import (
     rounded_layers,
 )
+from qcompiler.quantization.plan import Plan
 from qcompiler.quantization.training import QATModule
 from qcompiler.reference import storage
 from qcompiler.runtime.bundle import read_manifest
@@ -135,9 +134,11 @@ def compile_model(
 
 def _check_precision(target: Target, config: CompileConfig) -> None:
     """Refuses 16-bit floats where the target has no kernels for them."""
-    wanted: list[str] = sorted({config.precision, *config.layer_precision.values()} & {"bf16", "fp16"})
+    planned = Plan.load(config.plan).precisions if config.plan is not None else ()
+    asked = {config.precision, *config.layer_precision.values(), *planned}
+    wanted: list[str] = sorted(asked & {"bf16", "fp16"})
     wanted += ["weights_only"] if config.weights_only else []
-    if wanted and not kernels(target)["lowerings"].keys() >= FLOAT_LAYERS:
+    if wanted and not has_half_floats(target):
         raise ConfigError(
             f"{wanted[0]}: target {target.name} has no kernels for it; allowed: precision int8 and fp32"
         )
@@ -209,7 +210,7 @@ def build_integer(
     machine = lift(machine)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         library = Path(folder) / "model.so"
-        counts = _code(machine, target, tvm_target, library)
+        counts = _code(machine, target, tvm_target, library, physical.layers)
         manifest = Manifest(
             inputs=model.inputs,
             outputs=model.outputs,
@@ -252,14 +253,17 @@ def _jsonable(value: Any) -> Any:
 
 
 def _code(
-    module: tvm.IRModule, target: Target, tvm_target: tvm.target.Target, library: Path
+    module: tvm.IRModule,
+    target: Target,
+    tvm_target: tvm.target.Target,
+    library: Path,
+    layers: list[Layer],
 ) -> dict[str, Counter[str]]:
     """Writes the library; how often each instruction stands in each of its kernels."""
     try:
-        with embed.source_only():
-            executable = relax.build(module, tvm_target, relax_pipeline=None)
         if isinstance(target, GpuTarget):
-            return gpu.build_library(executable, target, library)
+            return gpu.build_module(module, target, tvm_target, library, layers)
+        executable = relax.build(module, tvm_target, relax_pipeline=None)
         executable.export_library(str(library), fcompile=link_shared)
         return count_instructions(library)
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM's code generation raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import tvm
@@ -18,6 +19,13 @@ _MOVEMENT = frozenset(
     }
 )  # fmt: skip
 """Operators that compute nothing, whatever the dtype."""
+
+_NAMES = {
+    "attention": "scaled_dot_product_attention",
+    "attention_bias": "scaled_dot_product_attention",
+    "take": "embedding",
+}
+"""What quantization calls an operator that has another name in the module."""
 
 
 def float_operators(
@@ -46,11 +54,21 @@ def float_operators(
 
 
 def _refusal(operator: str, place: str, refused: Sequence[FloatRecord]) -> str | None:
-    """The reason that quantization gave for this operator: the first cause, where there is one."""
+    """The reason that quantization gave for this operator: the first cause, where there is one.
+
+    Of the records whose module is the operator's or around it, one of the same operator counts before others, and the
+    innermost module's before those around it.
+    """
+    operator = _NAMES.get(operator, operator)
+    best: tuple[tuple[bool, int], str] | None = None
     for record in refused:
         readable = record.place.split(",")[0].replace(".", "_")
-        if place == readable or place.startswith(f"{readable}_") or place.rstrip("0123456789_") == readable:
-            return record.reason
+        if re.fullmatch(rf"{re.escape(readable)}\d*(_.*)?", place):
+            rank = (record.operator.rstrip("_") == operator, len(readable))
+            if best is None or rank > best[0]:
+                best = rank, record.reason
+    if best is not None:
+        return best[1]
     return next((r.reason for r in refused if r.operator.rstrip("_") == operator), None)
 
 

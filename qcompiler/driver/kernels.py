@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from qcompiler.errors import TargetError
+from qcompiler.operators import FLOAT_LAYERS
 from qcompiler.targets.base import Target
 
 FAMILIES = ("x86", "arm", "cuda")
@@ -21,6 +22,15 @@ def kernels(target: Target) -> dict[str, Any]:
     """
     lowering = _module(target, "lowering")
     return {"lowerings": lowering.LOWERINGS, "borders": lowering.BORDERS}
+
+
+def has_half_floats(target: Target) -> bool:
+    """Whether the target has kernels for layers in bf16 and fp16.
+
+    Raises:
+        TargetError: its family has no kernels.
+    """
+    return bool(kernels(target)["lowerings"].keys() >= FLOAT_LAYERS)
 
 
 def schedule_version(target: Target) -> int:

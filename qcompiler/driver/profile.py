@@ -181,16 +181,37 @@ def _sum(name: str, rows: Sequence[ProfileRow], peak: float) -> ProfileRow:
 
 def _peak(manifest: Manifest, threads: int) -> tuple[float, str]:
     """Multiply-accumulates a second of ``threads`` cores of this machine, and where the number comes from."""
+    if manifest.architectures:
+        return _gpu_peak()
     from qcompiler.driver.clock import clock_hertz
     from qcompiler.targets.registry import resolve
 
-    if manifest.architectures:
-        raise ConfigError("the clock of a GPU is not measured; give the peak of the whole chip: --peak GMACS")
     per_cycle = int(_field(manifest.target, "macs_per_cycle"))
     instruction = _field(manifest.target, "instruction")
     hertz = clock_hertz(resolve("native"))
     return per_cycle * hertz * threads, (
         f"{per_cycle} MAC/cycle with {instruction} x {hertz / 1e9:.2f} GHz measured x {threads} cores"
+    )
+
+
+def _gpu_peak() -> tuple[float, str]:
+    """Multiply-accumulates a second of the first GPU at its highest clock, and where the number comes from.
+
+    The multiprocessor's share is that of the GPU's own architecture, whatever architecture the code was compiled for.
+    """
+    from qcompiler.runtime.gpu import first_gpu
+    from qcompiler.targets.cuda import CHIPS
+
+    gpu = first_gpu()
+    chip = next((c for c in CHIPS if c.architectures == (f"sm_{gpu.capability}",)), None)
+    if chip is None or not gpu.hertz or not gpu.multiprocessors:
+        raise ConfigError(
+            f"the peak of this GPU is not known: its compute capability is {gpu.capability / 10}, its clock "
+            f"{gpu.hertz / 1e9:.2f} GHz; give the peak of the whole chip: --peak GMACS"
+        )
+    return chip.macs_per_cycle * gpu.multiprocessors * gpu.hertz, (
+        f"{chip.macs_per_cycle} MAC/cycle of {chip.name} x {gpu.multiprocessors} multiprocessors x "
+        f"{gpu.hertz / 1e9:.2f} GHz, the highest clock that the driver names"
     )
 
 

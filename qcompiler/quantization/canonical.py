@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch.fx import GraphModule, Node
 
-from qcompiler.quantization.operator_classes import ORIGIN, argument, aten, operator_name, shape_of
+from qcompiler.quantization.attention import plain_attention
+from qcompiler.quantization.emitter import Emitter
+from qcompiler.quantization.operator_classes import ORIGIN, argument, aten, shape_of
 
 _COPIES = frozenset({aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default})
 
@@ -29,6 +31,8 @@ def canonicalize(model: GraphModule) -> None:
     - ``selu(x)`` -> ``elu(x, alpha) * scale``
     - ``celu(x, alpha)`` -> ``elu(x / alpha) * alpha``
     - ``add(x, y, alpha=a)`` -> ``x + y * a``, and so for ``sub``
+    - ``scaled_dot_product_attention`` -> the same of four dimensions, as many keys as queries have heads, the default
+      scale, and a mask that is added, or none
 
     Args:
         model: a graph of functional operators, so that a copy and its origin always have one value.
@@ -41,29 +45,13 @@ def canonicalize(model: GraphModule) -> None:
         respell = _SPELLINGS.get(node.target)
         if respell is not None:
             with model.graph.inserting_before(node):
-                new = respell(_Emitter(model, node), node)
+                new = respell(Emitter(model, node), node)
             if new is not node:
                 node.replace_all_uses_with(new)
+                # Attention may draw random numbers, and is never dead code to torch.
+                model.graph.erase_node(node)
     model.graph.eliminate_dead_code()
     model.recompile()
-
-
-class _Emitter:
-    """Adds calls in the place of a node: with its module path, its line, and its name in reports."""
-
-    def __init__(self, model: GraphModule, origin: Node) -> None:
-        self.graph = model.graph
-        self.meta = {**origin.meta, ORIGIN: operator_name(origin)}
-
-    def __call__(self, target: Callable[..., object], *args: object, **kwargs: object) -> Node:
-        node = self.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
-        node.meta.update(self.meta)
-        source = args[0]
-        assert isinstance(source, Node), node
-        with source.meta["val"].fake_mode:
-            fakes = [a.meta["val"] if isinstance(a, Node) else a for a in args]
-            node.meta["val"] = target(*fakes, **kwargs)
-        return node
 
 
 def _source(node: Node) -> Node:
@@ -72,13 +60,13 @@ def _source(node: Node) -> Node:
     return source
 
 
-def _view(emit: _Emitter, node: Node) -> Node:
+def _view(emit: Emitter, node: Node) -> Node:
     new = emit(aten.view.default, *node.args)
     del new.meta[ORIGIN]
     return new
 
 
-def _channel_shuffle(emit: _Emitter, node: Node) -> Node:
+def _channel_shuffle(emit: Emitter, node: Node) -> Node:
     source, groups = _source(node), node.args[1]
     assert isinstance(groups, int), node
     batch, channels, *rest = shape_of(source)
@@ -88,7 +76,7 @@ def _channel_shuffle(emit: _Emitter, node: Node) -> Node:
     return emit(aten.view.default, copied, [batch, channels, *rest])
 
 
-def _pixel_shuffle(emit: _Emitter, node: Node) -> Node:
+def _pixel_shuffle(emit: Emitter, node: Node) -> Node:
     source, factor = _source(node), node.args[1]
     assert isinstance(factor, int), node
     *batch, channels, height, width = shape_of(source)
@@ -104,7 +92,7 @@ def _pixel_shuffle(emit: _Emitter, node: Node) -> Node:
     return emit(aten.view.default, copied, list(shape_of(node)))
 
 
-def _pool_with_divisor(emit: _Emitter, node: Node) -> Node:
+def _pool_with_divisor(emit: Emitter, node: Node) -> Node:
     """Pads so far that every window is whole, and rescales the averages of whole windows."""
     divisor = argument(node, 6, "divisor_override")
     if divisor is None:
@@ -131,28 +119,28 @@ def _pair(value: object) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _reversed_difference(emit: _Emitter, node: Node) -> Node:
+def _reversed_difference(emit: Emitter, node: Node) -> Node:
     alpha = argument(node, 2, "alpha", 1)
     assert isinstance(alpha, (int, float)), node
     negative = emit(aten.mul.Tensor, _source(node), -alpha)
     return emit(aten.add.Tensor, negative, node.args[1])
 
 
-def _mish(emit: _Emitter, node: Node) -> Node:
+def _mish(emit: Emitter, node: Node) -> Node:
     gate = emit(aten.tanh.default, emit(aten.softplus.default, _source(node)))
     return emit(aten.mul.Tensor, _source(node), gate)
 
 
-def _selu(emit: _Emitter, node: Node) -> Node:
+def _selu(emit: Emitter, node: Node) -> Node:
     return emit(aten.mul.Tensor, emit(aten.elu.default, _source(node), _SELU_ALPHA), _SELU_SCALE)
 
 
-def _celu(emit: _Emitter, node: Node) -> Node:
+def _celu(emit: Emitter, node: Node) -> Node:
     alpha = argument(node, 1, "alpha", 1.0)
     return emit(aten.mul.Tensor, emit(aten.elu.default, emit(aten.div.Tensor, _source(node), alpha)), alpha)
 
 
-def _weighted(emit: _Emitter, node: Node) -> Node:
+def _weighted(emit: Emitter, node: Node) -> Node:
     source, other, alpha = _source(node), node.args[1], node.kwargs.get("alpha", 1)
     if alpha == 1:
         return node
@@ -163,7 +151,7 @@ def _weighted(emit: _Emitter, node: Node) -> Node:
     return emit(node.target, source, other * alpha)  # type: ignore[arg-type]
 
 
-def _pad_in_numbers(emit: _Emitter, node: Node) -> Node:
+def _pad_in_numbers(emit: Emitter, node: Node) -> Node:
     """An even kernel pads one more at the end than at the start; the rest is then a ``pad`` of its own."""
     x, weight, bias = _source(node), node.args[1], argument(node, 2, "bias")
     stride, padding = argument(node, 3, "stride", [1, 1]), argument(node, 4, "padding", "valid")
@@ -181,7 +169,7 @@ def _pad_in_numbers(emit: _Emitter, node: Node) -> Node:
     return new
 
 
-_SPELLINGS: dict[object, Callable[[_Emitter, Node], Node]] = {
+_SPELLINGS: dict[object, Callable[[Emitter, Node], Node]] = {
     aten._unsafe_view.default: _view,
     aten.add.Tensor: _weighted,
     aten.avg_pool2d.default: _pool_with_divisor,
@@ -191,6 +179,7 @@ _SPELLINGS: dict[object, Callable[[_Emitter, Node], Node]] = {
     aten.mish.default: _mish,
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.rsub.Scalar: _reversed_difference,
+    aten.scaled_dot_product_attention.default: plain_attention,
     aten.selu.default: _selu,
     aten.sub.Tensor: _weighted,
 }

@@ -94,7 +94,7 @@ def network(units: Sequence[Unit], names: Sequence[str]) -> Network:
     index = {node: k for k, node in enumerate(read)}
     tensors = tuple(
         Tensor(
-            node.name, by_output.get(node), tuple(readers), any(user not in inside for user in _users(node))
+            node.name, by_output.get(node), tuple(readers), any(user not in inside for user in users(node))
         )
         for node, readers in read.items()
     )
@@ -111,6 +111,6 @@ def network(units: Sequence[Unit], names: Sequence[str]) -> Network:
     return Network(sites, tensors)
 
 
-def _users(node: Node) -> list[Node]:
+def users(node: Node) -> list[Node]:
     """What reads a node, seen through observers."""
-    return [u for user in node.users for u in (_users(user) if user.op == "call_module" else [user])]
+    return [u for user in node.users for u in (users(user) if user.op == "call_module" else [user])]

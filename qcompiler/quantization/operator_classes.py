@@ -281,11 +281,11 @@ def classify(node: Node) -> str | Refusal:
     Args:
         node: a ``call_function`` node with its fake tensor in ``meta["val"]``.
     """
+    elementwise, check = is_elementwise(node), _CHECKS.get(node.target)
+    if not elementwise and node.target not in _MOVEMENT and check is None:
+        return Refusal(f"{operator_name(node)} has no integer kernel")
     if not is_float32(node) or not all(is_float32(n) for n in tensor_inputs(node)):
         return Refusal("it works on values that are not float32")
-    if is_elementwise(node):
+    if elementwise:
         return "elementwise"
-    if node.target in _MOVEMENT:
-        return "data_movement"
-    check = _CHECKS.get(node.target)
-    return check(node) if check else Refusal(f"{operator_name(node)} has no integer kernel")
+    return "data_movement" if check is None else check(node)

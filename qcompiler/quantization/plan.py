@@ -21,20 +21,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from qcompiler.config import Precision as AnyPrecision
+from qcompiler.config import Precision
 from qcompiler.errors import ConfigError
 
 FORMAT_VERSION = 1
 """Version of the file's format; a reader refuses every other one."""
 
-Precision = Literal["int8", "fp32"]
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""Precisions that a search chooses from, the fewest bits first."""
-
-_KNOWN: tuple[str, ...] = get_args(AnyPrecision)
+_KNOWN: tuple[str, ...] = get_args(Precision)
 
 _FIELDS = ("format_version", "default", "layers", "reasons", "notes")
 
@@ -50,8 +45,8 @@ class Plan:
         notes: anything that JSON holds, for people.
     """
 
-    layers: Mapping[str, AnyPrecision]
-    default: AnyPrecision = "int8"
+    layers: Mapping[str, Precision]
+    default: Precision = "int8"
     reasons: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,7 +59,12 @@ class Plan:
             if not isinstance(reason, str):
                 raise ConfigError(f"plan: the reason of {name} is {reason!r:.80}; it must be a text")
 
-    def precision(self, layer: str) -> AnyPrecision:
+    @property
+    def precisions(self) -> frozenset[Precision]:
+        """All that the plan has."""
+        return frozenset((self.default, *self.layers.values()))
+
+    def precision(self, layer: str) -> Precision:
         return self.layers.get(layer, self.default)
 
     def reason(self, layer: str) -> str:

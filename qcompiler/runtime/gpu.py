@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 from qcompiler.errors import GpuError
@@ -10,8 +11,8 @@ from qcompiler.runtime.library import global_function, import_ffi
 from qcompiler.runtime.manifest import Manifest
 
 DRIVER = "libcuda.so.1"
-_MAJOR, _MINOR = 75, 76
-"""The driver's numbers of the two parts of a compute capability."""
+_CLOCK, _MULTIPROCESSORS, _MAJOR, _MINOR = 13, 16, 75, 76
+"""The driver's numbers of the highest clock in kHz, the multiprocessors, and the parts of a compute capability."""
 
 CPU, GPU = 1, 2
 """DLPack's codes of devices."""
@@ -20,12 +21,43 @@ POOLED = 2
 """TVM's pooling allocator."""
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its driver describes it.
+
+    Attributes:
+        capability: compute capability, as 80 for 8.0.
+        multiprocessors: of the chip.
+        hertz: highest clock of the multiprocessors.
+    """
+
+    capability: int
+    multiprocessors: int
+    hertz: float
+
+
+def first_gpu() -> Gpu:
+    """The first GPU of this machine.
+
+    Raises:
+        GpuError: there is no driver, or it finds no GPU.
+    """
+    major, minor, multiprocessors, kilohertz = _attributes(_MAJOR, _MINOR, _MULTIPROCESSORS, _CLOCK)
+    return Gpu(10 * major + minor, multiprocessors, 1e3 * kilohertz)
+
+
 def compute_capability() -> int:
     """Compute capability of the first GPU, as 80 for 8.0.
 
     Raises:
         GpuError: there is no driver, or it finds no GPU.
     """
+    major, minor = _attributes(_MAJOR, _MINOR)
+    return 10 * major + minor
+
+
+def _attributes(*numbers: int) -> list[int]:
+    """What the driver says of the first GPU, by its numbers of attributes."""
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError as error:
@@ -36,15 +68,15 @@ def compute_capability() -> int:
         raise GpuError(
             f"the NVIDIA driver finds no GPU (its status is {status}); look at what nvidia-smi says"
         )
-    parts = []
-    for attribute in (_MAJOR, _MINOR):
+    values = []
+    for number in numbers:
         status = driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetAttribute(
-            ctypes.byref(value), attribute, device
+            ctypes.byref(value), number, device
         )
         if status != 0:
             raise GpuError(f"the NVIDIA driver does not tell what its GPU can do (its status is {status})")
-        parts.append(value.value)
-    return 10 * parts[0] + parts[1]
+        values.append(value.value)
+    return values
 
 
 def check_gpu(manifest: Manifest) -> None:

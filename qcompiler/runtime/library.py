@@ -79,7 +79,7 @@ def load_library(bundle: Path, manifest: Manifest) -> Any:
         )
     _load_runtime(ffi, bundle, manifest)
     if manifest.architectures:
-        _load_gpu_runtime(ffi, bundle)
+        _load_gpu_runtime(ffi, bundle, manifest)
     # The loader takes a path that it has seen for the library it loaded from there, even if the file is a new
     # one by now. Under a fresh name it looks at the file itself, so a bundle may be replaced and loaded
     # again.
@@ -131,7 +131,7 @@ def _load_runtime(ffi: ModuleType, bundle: Path, manifest: Manifest) -> None:
             host = sys.modules.get("tvm")
             if ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is None:
                 # Global, because kernels find the runtime's functions by symbol.
-                ctypes.CDLL(str(_runtime_path(bundle, manifest)), ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(str(_runtime_path(bundle, manifest, RUNTIME_LIBRARY_NAME)), ctypes.RTLD_GLOBAL)
                 _loaded_version = manifest.versions.tvm
             elif host is not None:
                 _loaded_version = str(host.__version__)
@@ -145,7 +145,7 @@ def _load_runtime(ffi: ModuleType, bundle: Path, manifest: Manifest) -> None:
         )
 
 
-def _load_gpu_runtime(ffi: ModuleType, bundle: Path) -> None:
+def _load_gpu_runtime(ffi: ModuleType, bundle: Path, manifest: Manifest) -> None:
     """TVM's runtime for GPUs, on top of its runtime for processors, unless this process has it already.
 
     Raises:
@@ -156,24 +156,24 @@ def _load_gpu_runtime(ffi: ModuleType, bundle: Path) -> None:
             return
         for name in GPU_LIBRARY_NAMES:
             try:
-                ctypes.CDLL(str(bundle / name), ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(str(_runtime_path(bundle, manifest, name)), ctypes.RTLD_GLOBAL)
             except OSError as error:
                 raise GpuError(
                     f"TVM's runtime for GPUs cannot be loaded: {error}; the NVIDIA driver must be of version 580 or later"
                 ) from error
 
 
-def _runtime_path(bundle: Path, manifest: Manifest) -> Path:
-    """The bundle's runtime library, or the identical file of an installed TVM.
+def _runtime_path(bundle: Path, manifest: Manifest, name: str) -> Path:
+    """A runtime library of the bundle, or the identical file of an installed TVM.
 
     A process that imports ``tvm`` later loads the installed file; were the bundle's copy loaded before, every
     function of the runtime would be registered twice, which ends the process.
     """
-    own = bundle / RUNTIME_LIBRARY_NAME
+    own = bundle / name
     spec = importlib.util.find_spec("tvm")
     if spec is not None and spec.origin is not None:
-        installed = Path(spec.origin).parent / RUNTIME_LIBRARY_NAME
-        if installed.is_file() and sha256(installed) == manifest.files[RUNTIME_LIBRARY_NAME]:
+        installed = Path(spec.origin).parent / name
+        if installed.is_file() and sha256(installed) == manifest.files[name]:
             return installed
     return own
 

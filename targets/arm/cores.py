@@ -10,7 +10,7 @@ from qcompiler.targets.cpu.cores import Core
 
 CORES = {
     "cortex-a53": Core(2, 1, 1, in_order=True),
-    "cortex-a55": Core(2, 1, 1, in_order=True),
+    "cortex-a55": Core(2, 1, 1, in_order=True, half_loads=True),
     "cortex-a72": Core(3, 2, 1),
     "cortex-a76": Core(4, 2, 2),
     "neoverse-n1": Core(4, 2, 2),

@@ -15,6 +15,9 @@ LIVE = 30
 spills in some surroundings of the loop.
 """
 
+LIVE_IN_ORDER = 31
+"""The same where LLVM schedules for a core that works in order: it begins no load long before its use."""
+
 WEIGHTS = 4
 """Registers that weights in flight take."""
 
@@ -28,13 +31,18 @@ _OVERLAP = 0.1
 """Share of the loads' time that is not hidden behind products on a core that reorders instructions."""
 
 
+_EXPOSED = 0.5
+"""Share of the loads of eight bytes that no product hides: the first ones of a chunk, which its products wait for."""
+
+
 def dense_decision(target: Target, shape: ConvShape) -> Decision:
     """The tile of a dense kernel without tuning."""
     word = products(target.instruction).word
     pixels = shape.batch * shape.out_height * shape.out_width
     vectors = ceil_div(shape.out_channels, VECTOR)
     best: tuple[float, int, int, int] | None = None
-    for count in vector_counts(shape):
+    counts = vector_counts(shape)
+    for count in [v for v in counts if _live(target, 1, v) <= live_limit(target)] or counts[:1]:
         window = window_of(shape, cut_channels(shape, count), word)
         for columns in column_counts(target, count, pixels):
             cost = _cost(target.instruction, core_of(target), pixels, vectors, window, columns, count)
@@ -61,7 +69,7 @@ def dense_decisions(target: Target, shape: ConvShape, default: Decision) -> list
         # Tiles of several groups would mix their inputs.
         if not fits(default.vectors, count) or (shape.groups > 1 and count > default.vectors):
             continue
-        if _live(target, products(target.instruction).registers(1, count), 1) > LIVE:
+        if _live(target, 1, count) > live_limit(target):
             continue
         best = min(
             columns,
@@ -73,20 +81,31 @@ def dense_decisions(target: Target, shape: ConvShape, default: Decision) -> list
     return starts
 
 
+def loads_halves(target: Target) -> bool:
+    """Whether dense kernels load activations by eight bytes: ``sdot`` takes its words from there as well."""
+    return target.instruction == "sdot" and core_of(target).half_loads
+
+
 def column_counts(target: Target, vectors: int, pixels: int) -> list[int]:
     """Pixels that a tile of ``vectors`` vectors may have, so that nothing is spilled."""
-    step = products(target.instruction)
     return [
-        c
-        for c in range(1, min(pixels, 16) + 1)
-        if c == 1 or _live(target, step.registers(c, vectors), c) <= LIVE
+        c for c in range(1, min(pixels, 16) + 1) if c == 1 or _live(target, c, vectors) <= live_limit(target)
     ]
 
 
-def _live(target: Target, registers: int, columns: int) -> int:
+def live_limit(target: Target) -> int:
+    """Registers that a tile may use, so that LLVM spills none."""
+    return LIVE_IN_ORDER if loads_halves(target) else LIVE
+
+
+def _live(target: Target, columns: int, vectors: int) -> int:
     """Registers in use at once. Activations take them twice where they are spread (smull) or paired (smmla)."""
     inputs = {"smull": 2 * columns, "sdot": columns, "smmla": ceil_div(3 * columns, 2)}[target.instruction]
-    return registers + inputs + WEIGHTS
+    weights = WEIGHTS
+    if target.instruction == "smull" and core_of(target).in_order:
+        # LLVM loads the weights of two words well ahead there, and two products wait for their addition.
+        weights = max(WEIGHTS, 2 * vectors + 2)
+    return products(target.instruction).registers(columns, vectors) + inputs + weights
 
 
 def _cost(
@@ -114,7 +133,9 @@ def _tile_cost(instruction: str, core: Core, window: Window, columns: int, vecto
         work = pairs * vectors + pairs / 2
     else:
         work = float(columns * vectors)
-    if core.in_order:
+    if core.half_loads and instruction == "sdot":
+        step = work / core.vector + 2.0 * vectors / core.load + _EXPOSED * columns / 2
+    elif core.in_order:
         step = work / core.vector + loads / core.load
     else:
         # An accumulator is added to once a word; smmla takes two words at once.

@@ -156,10 +156,7 @@ class Depthwise:
             place = ramp((block * self.taps + tap) * BLOCK, BLOCK)
             return body.name(tirx.BufferLoad(self.flat_weight, [place]), "w")
 
-        tile = Tile(
-            columns, QUARTERS, tirx.decl_buffer((columns * BLOCK,), "int32", name="acc", scope="local")
-        )
-        body.add(tirx.AllocBuffer(tile.buffer))
+        tile = Tile.allocated(body, columns, QUARTERS, columns * QUARTERS)
         for k in range(QUARTERS):
             bias = body.name(self.finish.constant("bias", block * QUARTERS + k), "bias")
             for j in range(columns):

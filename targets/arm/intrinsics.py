@@ -56,10 +56,17 @@ def fcvtns(value: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(INT32X4, "llvm.aarch64.neon.fcvtns.v4i32.v4f32", value)
 
 
+def words_of(x: Expr) -> int:
+    """Words of four bytes in a vector of bytes."""
+    return int(str(x.ty.dtype).partition("x")[2]) // 4
+
+
 def dup_word(x: Expr, lane: int) -> Expr:
-    """Four bytes of sixteen, four times: LLVM makes it a part of ``sdot``, or one ``dup``."""
-    words = tirx.reinterpret(INT32X4, x)
-    return tirx.reinterpret(INT8X16, shuffle([words], [lane] * 4))
+    """Four bytes of eight or sixteen, four times: LLVM makes it a part of ``sdot``, or one ``dup``."""
+    count = words_of(x)
+    words = tirx.reinterpret(f"int32x{count}", x)
+    # A shuffle may give no more lanes than it is given.
+    return tirx.reinterpret(INT8X16, shuffle([words] * (4 // count), [lane] * 4))
 
 
 def low(value: Expr) -> Expr:

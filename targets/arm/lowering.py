@@ -57,7 +57,7 @@ def _lower_dense(call: relax.Call, shape: ConvShape, weight: NDArray[np.int8], t
     decision = decisions.dense_decision(target, shape)
     problem = Problem(
         shape, _epilogue(call), target.instruction, decision.vectors, matrix, bool(weight.min(initial=0) > -128),
-        decisions.parallel_cycles(target, shape),
+        decisions.loads_halves(target), decisions.parallel_cycles(target, shape),
     )  # fmt: skip
     kernel = problem.dense(decision)
     packed = layouts.pack_weight(weight, shape.groups, kernel.cut, kernel.window)
@@ -75,7 +75,8 @@ def lower_conv2d(call: relax.Call, target: Target) -> Lowered:
         return _lower_dense(call, shape, weight, target, matrix=False)
     sdot = depthwise.uses_sdot(target.instruction, shape)
     problem = Problem(
-        shape, _epilogue(call), target.instruction, 0, False, bool(weight.min() > -128), depthwise.cycles(shape)
+        shape, _epilogue(call), target.instruction, 0, False, bool(weight.min() > -128), False,
+        depthwise.cycles(shape),
     )  # fmt: skip
     packed = depthwise.pack_weight(weight, sdot=sdot)
     args = [call.args[0], constant(packed), *_channel_args(call, depthwise.pack_channels)]

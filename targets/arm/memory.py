@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tvm import tirx
-from tvm.ir import Expr
+from tvm.ir import Expr, PointerType, PrimType
 
 from qcompiler.targets.cpu.vectors import Body, broadcast, ramp, shuffle
 
@@ -20,6 +20,31 @@ def pieces(count: int, largest: int = 16) -> list[tuple[int, int]]:
         result.append((start, size))
         start += size
     return result
+
+
+def hidden_offset(body: Body, offset: Expr) -> Expr:
+    """``offset``, 0 or more, as int64 of which LLVM knows nothing more; a few instructions.
+
+    Offsets that lie a constant apart would be folded into one register and immediates.
+    """
+    # The complement is never zero, which TVM takes for a null pointer in a reinterpretation.
+    bits = tirx.reinterpret("float64", tirx.bitwise_not(tirx.Cast("int64", offset)))
+    fenced = tirx.call_llvm_pure_intrin("float64", "llvm.arithmetic.fence", bits)
+    return body.name(tirx.bitwise_not(tirx.reinterpret("int64", fenced)), "offset")
+
+
+def hidden_view(body: Body, buffer: tirx.Buffer, first: Expr) -> tirx.Buffer:
+    """A flat int8 buffer from element ``first`` on, by a pointer that LLVM does not take apart; no instruction.
+
+    Such a pointer stays a register of its own in every address, so a load with :func:`hidden_offset` adds two registers.
+    """
+    kind = PointerType(PrimType("int8"))
+    plain = tirx.address_of(tirx.BufferLoad(buffer, [first]))
+    pointer = tirx.Var("pointer", kind)
+    body.add(tirx.Bind(pointer, tirx.call_llvm_pure_intrin(kind, "llvm.launder.invariant.group", plain)))
+    view = tirx.decl_buffer(buffer.shape, "int8", name="view", data=pointer)
+    body.add(tirx.DeclBuffer(view, data=pointer))
+    return view
 
 
 def load(body: Body, buffer: tirx.Buffer, index: Sequence[Expr], first: Expr, count: int, size: int) -> Expr:

@@ -45,6 +45,17 @@ class Tile:
     vectors: int
     buffer: tirx.Buffer
 
+    @staticmethod
+    def allocated(body: Body, columns: int, vectors: int, registers: int) -> Tile:
+        """A tile with ``registers`` registers of accumulators.
+
+        Their buffer is of the global scope: TVM takes only that from the stack, and for any other it would call its
+        allocator for every tile.
+        """
+        buffer = tirx.decl_buffer((4 * registers,), "int32", name="acc")
+        body.add(tirx.AllocBuffer(buffer))
+        return Tile(columns, vectors, buffer)
+
     def register(self, index: int) -> Expr:
         return tirx.BufferLoad(self.buffer, [ramp(tirx.const(4 * index, "int32"), 4)])
 
@@ -132,8 +143,8 @@ class Sdot:
                 tile.set(body, column * tile.vectors + vector, value)
 
     def chunk(self, body: Body, tile: Tile, x: Sequence[Expr], first: int, weights: Weights) -> None:
-        """Adds the products of the words from ``first`` on of 16 bytes of every column: ``weights(word, vector)``."""
-        for word in range(first, 4):
+        """As for the others; of 8 bytes too."""
+        for word in range(first, intrinsics.words_of(x[0])):
             self._add(body, tile, [intrinsics.dup_word(v, word) for v in x], partial(weights, word))
 
     def words(self, body: Body, tile: Tile, x: Sequence[Sequence[Expr]], weights: Weights) -> None:  # fmt: skip

@@ -49,6 +49,7 @@ class Problem:
         packed: vectors of a block of packed weights; of a depthwise convolution none.
         matrix: activations and output are ``[M, K]`` and ``[M, CO]``.
         paired: no weight is -128.
+        halves: activations of a dense kernel are loaded by eight bytes.
         cycles: what it takes on one core, about.
     """
 
@@ -58,6 +59,7 @@ class Problem:
     packed: int
     matrix: bool
     paired: bool
+    halves: bool
     cycles: int
 
     def encode(self) -> list[int]:
@@ -67,7 +69,7 @@ class Problem:
             s.batch, s.height, s.width, s.in_channels, s.out_channels, *s.kernel, *s.strides, *s.dilation, s.groups,
             *((0, 0, 0, 0) if last is None else (1, last.zero_point, last.lo, last.hi)), -1 if shift is None else shift,
             _INSTRUCTIONS.index(self.instruction), self.packed, int(self.matrix), int(self.paired),
-            min(self.cycles, 2**31 - 1),
+            int(self.halves), min(self.cycles, 2**31 - 1),
         ]  # fmt: skip
 
     @staticmethod
@@ -75,21 +77,28 @@ class Problem:
         """The inverse of ``encode``."""
         (
             n, h, w, ci, co, kh, kw, sh, sw, dh, dw, groups, requantized, zero_point, lo, hi, shift,
-            instruction, packed, matrix, paired, cycles,
+            instruction, packed, matrix, paired, halves, cycles,
         ) = (int(v) for v in values)  # fmt: skip
         shape = ConvShape(n, h, w, ci, co, (kh, kw), (sh, sw), (0, 0, 0, 0), (dh, dw), groups)
         epilogue = Epilogue(
             Requantization(zero_point, lo, hi) if requantized else None, None if shift < 0 else shift
         )
         return Problem(
-            shape, epilogue, _INSTRUCTIONS[instruction], packed, bool(matrix), bool(paired), cycles
+            shape,
+            epilogue,
+            _INSTRUCTIONS[instruction],
+            packed,
+            bool(matrix),
+            bool(paired),
+            bool(halves),
+            cycles,
         )
 
     def dense(self, decision: dense.Decision) -> dense.Dense:
         """The dense kernel with ``decision``."""
         return dense.Dense(
             self.shape, self.epilogue, self.instruction, self.packed, decision,
-            matrix=self.matrix, paired=self.paired,
+            matrix=self.matrix, paired=self.paired, halves=self.halves,
         )  # fmt: skip
 
     def depthwise(self, decision: depthwise.Decision) -> depthwise.Depthwise:

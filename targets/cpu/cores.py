@@ -15,6 +15,8 @@ class Core:
         load: loads of that width a cycle.
         latency: cycles until a product can be added to again.
         in_order: a load takes the cycle of a vector instruction.
+        half_loads: in order too, but loads of half of the kernels' width share the cycle of a vector instruction, and
+            those of the whole width take two.
     """
 
     issue: int
@@ -22,3 +24,4 @@ class Core:
     load: int
     latency: int = 4
     in_order: bool = False
+    half_loads: bool = False

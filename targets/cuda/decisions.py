@@ -6,7 +6,7 @@ from math import prod
 
 from qcompiler.targets.base import GpuTarget
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
-from qcompiler.targets.cuda.gemm import DEPTH, Gemm, Tile
+from qcompiler.targets.cuda.gemm import DEPTH, Tile
 from qcompiler.targets.cuda.layouts import BLOCK
 
 TILES = (
@@ -29,16 +29,30 @@ DENSE_CHANNELS = 8
 """Channels of a group, in and out, from which on tensor cores pay: a fragment has eight columns."""
 
 
-def stages(rows: int, columns: int, target: GpuTarget) -> int:
+FILLED = 0.8
+"""Share of the multiprocessors with a block from which on a larger tile pays more than another block."""
+
+REUSING = 32 * 64
+"""Sums of a tile below which it reads so much for each product that sharing those of a larger one pays."""
+
+SPLIT_BYTES = 256
+"""Bytes of k that a block multiplies at least: the copies that run ahead take the time of two tiles of k."""
+
+MOST_SPLITS = 16
+"""Blocks of one tile: each writes its sums, and all of them are read again."""
+
+
+def stages(rows: int, columns: int, target: GpuTarget, depth: int = DEPTH) -> int:
     """Tiles of k in shared memory: three, so that two are on their way, or two where three do not fit."""
-    shapes = [Tile(rows, columns, (1, 1), count) for count in (3, 2)]
+    shapes = [Tile(rows, columns, (1, 1), count, depth) for count in (3, 2)]
     return next(t.stages for t in shapes if t.shared_bytes <= target.shared_bytes)
 
 
 def choose_tile(shape: ConvShape, target: GpuTarget) -> Tile:
-    """The largest tile of which every multiprocessor has one, or the one that gives most blocks.
+    """The largest tile of which every multiprocessor has one.
 
-    Rows and columns beyond the output count as they are computed, in vain.
+    Where that is a small one or none, several blocks share the sums of a larger tile, as many as multiprocessors would be
+    idle. Rows and columns beyond the output count as they are computed, in vain.
     """
     pixels = shape.batch * shape.out_height * shape.out_width
     columns = ceil_div(shape.out_channels // shape.groups, BLOCK) * BLOCK
@@ -51,9 +65,30 @@ def choose_tile(shape: ConvShape, target: GpuTarget) -> Tile:
 
     least = min(map(waste, TILES))
     useful = [t for t in TILES if waste(t) <= 1.25 * least]
-    filling = [t for t in useful if blocks(t) >= target.multiprocessors]
-    rows, width, warps = filling[0] if filling else max(useful, key=blocks)
-    return Tile(rows, width, warps, stages(rows, width, target))
+    split = {t: splits(shape, target.multiprocessors // blocks(t)) for t in useful}
+
+    def filled(tile: tuple[int, int, tuple[int, int]]) -> float:
+        return blocks(tile) * split[tile] / target.multiprocessors
+
+    whole = [t for t in useful if blocks(t) >= target.multiprocessors]
+    shared = [t for t in useful if split[t] > 1 and filled(t) >= FILLED]
+    choices = (
+        [t for t in whole if t[0] * t[1] >= REUSING]
+        or [t for t in shared if t[0] * t[1] >= REUSING]
+        or whole
+        or shared
+        or [max(useful, key=filled)]
+    )
+    rows, width, warps = choices[0]
+    return Tile(rows, width, warps, stages(rows, width, target), splits=split[choices[0]])
+
+
+def splits(shape: ConvShape, wanted: int) -> int:
+    """Blocks that share the sums of a tile: ``wanted``, or as many as k is long enough for, none without work."""
+    tiles = ceil_div(shape.in_channels // shape.groups * prod(shape.kernel), DEPTH)
+    least = SPLIT_BYTES // DEPTH
+    count = max(min(wanted, MOST_SPLITS, tiles // least), 1)
+    return ceil_div(tiles, ceil_div(tiles, count))
 
 
 def uses_tensor_cores(shape: ConvShape) -> bool:
@@ -61,9 +96,3 @@ def uses_tensor_cores(shape: ConvShape) -> bool:
     pixels = shape.batch * shape.out_height * shape.out_width
     narrow = shape.groups > 1 and min(shape.in_channels, shape.out_channels) // shape.groups < DENSE_CHANNELS
     return pixels >= TENSOR_CORE_ROWS and not narrow
-
-
-def useful_share(gemm: Gemm) -> float:
-    """The share of the products of the tensor cores that are the layer's own."""
-    computed = prod(gemm.grid) * gemm.tile.rows * gemm.tile.columns * gemm.k_tiles * DEPTH
-    return gemm.shape.macs / computed

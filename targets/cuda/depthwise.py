@@ -18,7 +18,7 @@ from tvm.tirx.script import builder as T
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
 from qcompiler.targets.cuda.direct import THREADS
 from qcompiler.targets.cuda.finish import Epilogue, Finish
-from qcompiler.targets.cuda.kernel import Kernel, bind, every, registers, repeated, store, view, when
+from qcompiler.targets.cuda.kernel import Kernel, bind, every, placed, registers, repeated, store, view, when
 from qcompiler.targets.cuda.layouts import as_words
 
 
@@ -55,13 +55,12 @@ class Depthwise:
             x = kernel.argument("x", (s.batch, s.height, s.width, s.in_channels), "uint8")
             weight = kernel.argument("weight", (prod(s.kernel) * s.out_channels,), "int32")
             finish = Finish(kernel, self.epilogue, extents, 1, s.out_channels, s.out_channels)
-            (block,), thread = kernel.launch((ceil_div(tasks, THREADS),), THREADS)
-            task = bind(block * THREADS + thread)
-            finish.start()
-            with when(tasks % THREADS == 0 or task < tasks):
-                self._compute(
-                    x, weight, finish, bind(tirx.floordiv(task, quads)), bind(tirx.floormod(task, quads) * 4)
-                )
+            with kernel.launch((ceil_div(tasks, THREADS),), THREADS) as ((block,), thread):
+                task = bind(block * THREADS + thread)
+                finish.start()
+                with when(tasks % THREADS == 0 or task < tasks):
+                    pixel, channel = bind(tirx.floordiv(task, quads)), bind(tirx.floormod(task, quads) * 4)
+                    self._compute(x, weight, finish, pixel, channel)
         return kernel.function()
 
     def _compute(
@@ -91,10 +90,7 @@ class Depthwise:
             for k in range(4):
                 with when(aligned or channel + k < s.out_channels):
                     if not aligned:
-                        value = source[place + k]
-                        if inside is not True:
-                            value = tirx.if_then_else(inside, value, tirx.const(self.pad_value, "uint8"))
-                        word = value.astype("int32") << (8 * k)
+                        word = placed(inside, source[place + k], self.pad_value, k)
                     dot = tirx.call_pure_extern(
                         "int32", "qc_dp4a", word.astype("uint32"), weight[tap + k], sums[k]
                     )

@@ -26,6 +26,8 @@ QC_DEVICE void qc_load_words(int* to, const void* from) {
   to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
 }
 
+QC_DEVICE void qc_store_words(int* to, int a, int b, int c, int d) { *reinterpret_cast<int4*>(to) = make_int4(a, b, c, d); }
+
 // Copies 16 or 4 bytes from global to shared memory: in the background where the chip can, until the group that
 // qc_commit closes is waited for.
 QC_DEVICE void qc_copy16(void* shared, const void* global) {
@@ -55,7 +57,7 @@ QC_DEVICE void qc_commit() {
 #endif
 }
 
-// Waits for all groups but the last 0 or 1.
+// Waits for all groups but the last 0, 1 or 2.
 QC_DEVICE void qc_wait0() {
 #if __CUDA_ARCH__ >= 800
   ptx_cp_async_wait_group<0>();
@@ -65,6 +67,12 @@ QC_DEVICE void qc_wait0() {
 QC_DEVICE void qc_wait1() {
 #if __CUDA_ARCH__ >= 800
   ptx_cp_async_wait_group<1>();
+#endif
+}
+
+QC_DEVICE void qc_wait2() {
+#if __CUDA_ARCH__ >= 800
+  ptx_cp_async_wait_group<2>();
 #endif
 }
 

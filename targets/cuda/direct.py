@@ -13,7 +13,18 @@ from tvm.tirx.script import builder as T
 
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
 from qcompiler.targets.cuda.finish import Epilogue, Finish
-from qcompiler.targets.cuda.kernel import WARP, Kernel, bind, every, registers, repeated, store, view, when
+from qcompiler.targets.cuda.kernel import (
+    WARP,
+    Kernel,
+    bind,
+    every,
+    placed,
+    registers,
+    repeated,
+    store,
+    view,
+    when,
+)
 from qcompiler.targets.cuda.layouts import as_words
 
 THREADS = 128
@@ -60,11 +71,11 @@ class Grouped:
             weight = kernel.argument("weight", (prod(s.kernel) * self.words * s.out_channels,), "int32")
             finish = Finish(kernel, self.epilogue, extents, 1, s.out_channels, s.out_channels)
             finish.words = False
-            (block,), thread = kernel.launch((ceil_div(outputs, THREADS),), THREADS)
-            output = bind(block * THREADS + thread)
-            finish.start()
-            with when(outputs % THREADS == 0 or output < outputs):
-                self._compute(x, weight, finish, output)
+            with kernel.launch((ceil_div(outputs, THREADS),), THREADS) as ((block,), thread):
+                output = bind(block * THREADS + thread)
+                finish.start()
+                with when(outputs % THREADS == 0 or output < outputs):
+                    self._compute(x, weight, finish, output)
         return kernel.function()
 
     def _compute(self, x: tirx.Buffer, weight: tirx.Buffer, finish: Finish, output: Expr) -> None:
@@ -80,7 +91,6 @@ class Grouped:
         first = bind(image + tirx.floordiv(channel, s.out_channels // s.groups) * in_channels)
         total = registers(1)
         store(total, 0, 0)
-        padding = tirx.const(self.pad_value, "uint8")
 
         def word_at(place: Expr, word: Expr | int, inside: Expr | bool) -> Expr:
             """Four channels of a pixel; those beyond the group's have weights of 0, and are not read."""
@@ -93,9 +103,7 @@ class Grouped:
                 if present is False:
                     continue
                 condition = every([inside, present])
-                value = source[place + word * 4 + k]
-                value = value if condition is True else tirx.if_then_else(condition, value, padding)
-                result = result | (value.astype("int32") << (8 * k) if k else value.astype("int32"))
+                result = result | placed(condition, source[place + word * 4 + k], self.pad_value, k)
             return result
 
         with T.serial(0, s.kernel[0]) as i, T.serial(0, s.kernel[1]) as j:
@@ -143,19 +151,25 @@ class Rows:
                 kernel, self.epilogue, (self.rows, self.channels), 1, self.channels, self.channels
             )
             finish.words = False
-            (block, row), thread = kernel.launch((ceil_div(self.channels, warps), self.rows), THREADS)
-            lane = bind(tirx.floormod(thread, WARP))
-            channel = bind(block * warps + tirx.floordiv(thread, WARP))
-            finish.start()
-            with when(self.channels % warps == 0 or channel < self.channels):
-                total = registers(1)
-                store(total, 0, 0)
-                self._sum(
-                    view(x, "int32" if self.depth % 4 == 0 else "uint8"), weight, total, lane, channel, row
-                )
-                store(total, 0, tirx.call_extern("int32", "qc_warp_sum", total[0]))
-                with when(tirx.EQ(lane, 0)):
-                    finish.write(row, 0, channel, [total[0]])
+            grid = (ceil_div(self.channels, warps), self.rows)
+            with kernel.launch(grid, THREADS) as ((block, row), thread):
+                lane = bind(tirx.floormod(thread, WARP))
+                channel = bind(block * warps + tirx.floordiv(thread, WARP))
+                finish.start()
+                with when(self.channels % warps == 0 or channel < self.channels):
+                    total = registers(1)
+                    store(total, 0, 0)
+                    self._sum(
+                        view(x, "int32" if self.depth % 4 == 0 else "uint8"),
+                        weight,
+                        total,
+                        lane,
+                        channel,
+                        row,
+                    )
+                    store(total, 0, tirx.call_extern("int32", "qc_warp_sum", total[0]))
+                    with when(tirx.EQ(lane, 0)):
+                        finish.write(row, 0, channel, [total[0]])
         return kernel.function()
 
     def _sum(
@@ -172,10 +186,7 @@ class Rows:
                     value = tirx.const(0, "int32")
                     for k in range(4):
                         place = word * 4 + k
-                        element = tirx.if_then_else(
-                            place < self.depth, x[row * self.depth + place], tirx.const(0, "uint8")
-                        )
-                        value = value | (element.astype("int32") << (8 * k) if k else element.astype("int32"))
+                        value = value | placed(place < self.depth, x[row * self.depth + place], 0, k)
                 dot = tirx.call_pure_extern(
                     "int32",
                     "qc_dp4a",

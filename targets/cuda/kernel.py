@@ -22,7 +22,7 @@ MAX_GRID = 65535
 
 
 class Kernel:
-    """A kernel under construction: arguments first, then :meth:`launch` and its statements."""
+    """A kernel under construction: arguments first, then :meth:`launch`, once or in turn, with its statements."""
 
     def __init__(self) -> None:
         self._builder = IRBuilder()
@@ -44,18 +44,20 @@ class Kernel:
     def argument(self, name: str, shape: Sequence[int], dtype: str) -> tirx.Buffer:
         return T.arg(name, T.buffer(tuple(shape), dtype))
 
-    def launch(self, grid: Sequence[int], threads: int) -> tuple[list[Expr], Expr]:
-        """Starts the threads; what follows is what each of them does.
+    @contextmanager
+    def launch(self, grid: Sequence[int], threads: int) -> Iterator[tuple[list[Expr], Expr]]:
+        """Starts threads: what is within is what each of them does.
 
-        Returns:
+        Yields:
             The block's place in the grid, which has as many axes as ``grid``, and the thread's in the block.
         """
         assert all(extent <= MAX_GRID for extent in grid[1:]), grid
-        block = [
-            self._frames.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
-            for axis, extent in zip("xyz", grid, strict=False)
-        ]
-        return block, self._frames.enter_context(T.launch_thread("threadIdx.x", threads))
+        with ExitStack() as frames:
+            block = [
+                frames.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
+                for axis, extent in zip("xyz", grid, strict=False)
+            ]
+            yield block, frames.enter_context(T.launch_thread("threadIdx.x", threads))
 
 
 def view(buffer: tirx.Buffer, dtype: str) -> tirx.Buffer:
@@ -82,8 +84,23 @@ def bind(value: Expr | int) -> Expr:
 
 def repeated(byte: int) -> Expr:
     """A word of four equal bytes."""
-    word = byte * 0x01010101
-    return tirx.const(word - (1 << 32) if word >> 31 else word, "int32")
+    return _word(byte * 0x01010101)
+
+
+def placed(condition: Expr | bool, value: Expr, otherwise: int, position: int) -> Expr:
+    """A byte in its position of a word, ``otherwise`` where the condition does not hold; the other bytes are 0.
+
+    The constant is shifted here: TVM, where it finds that a condition never holds, refuses to shift it out of int32.
+    """
+    word = value.astype("int32") << (8 * position) if position else value.astype("int32")
+    return (
+        word if condition is True else tirx.if_then_else(condition, word, _word(otherwise << (8 * position)))
+    )
+
+
+def _word(bits: int) -> Expr:
+    """32 bits as an int32."""
+    return tirx.const(bits - (1 << 32) if bits >> 31 else bits, "int32")
 
 
 def store(buffer: tirx.Buffer, index: Expr | int, value: Expr | int) -> None:

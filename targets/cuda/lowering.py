@@ -17,7 +17,7 @@ from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
 from qcompiler.targets.cpu.storage import UNSIGNED
 from qcompiler.targets.cuda import decisions, depthwise, direct, layouts
 from qcompiler.targets.cuda.finish import Epilogue, Requantization, bounded
-from qcompiler.targets.cuda.gemm import DEPTH, Gemm
+from qcompiler.targets.cuda.gemm import Gemm
 from qcompiler.targets.cuda.schedules import GpuSchedules
 
 
@@ -46,7 +46,7 @@ def _lower_gemm(call: relax.Call, shape: ConvShape, weight: NDArray[np.int8], ta
     tile = decisions.choose_tile(shape, target)
     pad_value = 0 if matrix else int(call.attrs["pad_value"])
     gemm = Gemm(shape, _epilogue(call), tile, pad_value, matrix)
-    packed = layouts.pack_fragments(weight, shape.groups, gemm.k_tiles * DEPTH)
+    packed = layouts.pack_fragments(weight, shape.groups, gemm.packed_depth)
     args = _arguments(call, packed, shape.groups, gemm.blocks * layouts.BLOCK)
     return Lowered(gemm.function(), args, "mma.sync")
 

@@ -40,7 +40,8 @@ def target() -> GpuTarget:
 def test_every_kernel_is_exact(name: str, target: GpuTarget, tmp_path: Path) -> None:
     suite = _suite(Path(__file__).parents[1] / "targets" / f"test_{name}.py")
     built = qc_modules.build(suite.module(), target)
-    build_library(built.executable, target, tmp_path / "model.so")
+    assert built.kernels is not None
+    build_library(built.executable, built.kernels, tmp_path / "model.so")
     outputs = gpu_simulator.run(tmp_path / "model.so", suite.samples, simulated=False)
     expected = qc_modules.reference(suite.module(), suite.samples)
     for found, wanted in zip(outputs, expected, strict=True):

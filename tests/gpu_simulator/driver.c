@@ -100,6 +100,12 @@ int cuDeviceGet(int *device, int number) { return *device = number, SUCCESS; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   (void)device;
   const int capability = setting("QC_SIMULATED_CAPABILITY", 80);
-  *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : 0;
+  switch (attribute) {
+    case 13: *value = setting("QC_SIMULATED_KILOHERTZ", 1410000); break;
+    case 16: *value = 108; break;
+    case 75: *value = capability / 10; break;
+    case 76: *value = capability % 10; break;
+    default: *value = 0;
+  }
   return SUCCESS;
 }

@@ -52,6 +52,36 @@ def test_the_tuple_around_a_max_pool_is_resolved() -> None:
     assert operators(after) == operators(make(expected, IMAGE)) == ["relax.nn.max_pool2d", "relax.clip"]
 
 
+def test_tensors_of_infinities_are_broadcast() -> None:
+    shape = (1, 4, 6, 6)
+
+    def filled(value):  # type: ignore[no-untyped-def]
+        def body(emit, x):  # type: ignore[no-untyped-def]
+            a = emit(relax.op.full(shape, relax.const(value, "float32"), "float32"))
+            b = emit(relax.op.full_like(x, relax.const(value, "float32")))
+            return relax.op.add(relax.op.add(a, b), x)
+
+        return body
+
+    def expected(emit, x):  # type: ignore[no-untyped-def]
+        a = emit(relax.op.broadcast_to(const([-np.inf], "float32"), shape))
+        b = emit(relax.op.broadcast_to(const([-np.inf], "float32"), shape))
+        return relax.op.add(relax.op.add(a, b), x)
+
+    assert_equal(Canonicalize()(make(filled(-np.inf), IMAGE)), make(expected, IMAGE))
+    assert_equal(Canonicalize()(make(filled(2.0), IMAGE)), make(filled(2.0), IMAGE))
+
+
+def test_no_index_reads_beyond_its_table() -> None:
+    table = const(np.arange(12, dtype=np.float32).reshape(6, 2))
+
+    def rows(mode):  # type: ignore[no-untyped-def]
+        return make(lambda emit, ids: relax.op.take(table, ids, axis=0, mode=mode), ((4,), "int64"))
+
+    assert_equal(Canonicalize()(rows("fast")), rows("clip"))
+    assert_equal(Canonicalize()(rows("wrap")), rows("wrap"))
+
+
 def test_operators_that_do_nothing_vanish() -> None:
     def before(emit, x):  # type: ignore[no-untyped-def]
         y = emit(relax.op.reshape(x, (1, 4, 6, 6)))

@@ -47,6 +47,20 @@ def test_reductions_are_vectorized_over_their_outputs() -> None:
     assert "T.vectorized(16)" in code
 
 
+def test_booleans_are_written_one_at_a_time_and_compile() -> None:
+    x = te.placeholder((4, 64), "float32", name="x")
+    positive = module(x, te.compute((4, 64), lambda i, j: x[i, j] > 0, name="y"))
+    scheduled = ScheduleFloat(256)(positive)
+    assert "T.vectorized" not in text(scheduled)
+    compiled = tvm.compile(
+        tvm.IRModule({"kernel": scheduled["kernel"].with_attr("global_symbol", "kernel")}), target="llvm"
+    )
+    data = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    out = tvm.runtime.tensor(np.zeros((4, 64), bool))
+    compiled["kernel"](tvm.runtime.tensor(data), out)
+    np.testing.assert_array_equal(out.numpy(), data > 0)
+
+
 def test_kernels_with_a_schedule_are_left_alone() -> None:
     plain = exponential(64, 1024)
     marked = tvm.IRModule({"kernel": plain["kernel"].with_attr(SCHEDULED, True)})

@@ -13,7 +13,7 @@ from torch import nn
 from qcompiler.config import CompileConfig
 from qcompiler.frontend.capture import capture
 from qcompiler.quantization import mixed, quantize
-from qcompiler.quantization.mixed import Simulation
+from qcompiler.quantization.mixed import LayerSimulation
 from qcompiler.quantization.plan import Plan
 from qcompiler.quantization.quantizer import calibrate
 from qcompiler.targets.base import QuantizationRules
@@ -47,12 +47,12 @@ def module() -> Calls:
 
 
 @pytest.fixture(scope="module")
-def simulation(module: Calls) -> Simulation:
+def simulation(module: Calls) -> LayerSimulation:
     program = capture(module, (torch.zeros(SHAPE),))
-    return Simulation(calibrate(program, RULES, batches(8), CompileConfig()))
+    return LayerSimulation(calibrate(program, RULES, batches(8), CompileConfig()))
 
 
-def test_the_layers_and_the_network(simulation: Simulation) -> None:
+def test_the_layers_and_the_network(simulation: LayerSimulation) -> None:
     names = ["first", "second", "gate", "sigmoid", "mul", "adaptive_avg_pool2d", "fc"]
     assert list(simulation.layers) == names
     sites = {site.name: k for k, site in enumerate(simulation.network.sites)}
@@ -64,9 +64,9 @@ def test_the_layers_and_the_network(simulation: Simulation) -> None:
     assert image.readers == (sites["first"],)
 
 
-def test_nothing_in_integers_is_the_float_model(module: Calls, simulation: Simulation) -> None:
+def test_nothing_in_integers_is_the_float_model(module: Calls, simulation: LayerSimulation) -> None:
     data = batches(5, 50)
-    (found,) = simulation.run((), data)
+    (found,) = simulation.run({}, data)
     with torch.no_grad():
         wanted = torch.stack([module(x) for (x,) in data])
     # The batch norm is folded into the weights: a different rounding of each sum.
@@ -75,35 +75,36 @@ def test_nothing_in_integers_is_the_float_model(module: Calls, simulation: Simul
 
 @pytest.mark.parametrize("kept", [(), ("second",), ("first", "gate", "fc")])
 def test_a_plan_is_what_quantization_makes_of_it(
-    module: Calls, simulation: Simulation, kept: tuple[str, ...], tmp_path: Path
+    module: Calls, simulation: LayerSimulation, kept: tuple[str, ...], tmp_path: Path
 ) -> None:
     Plan(dict.fromkeys(kept, "fp32")).save(tmp_path / "plan.json")
     program = capture(module, (torch.zeros(SHAPE),))
     quantized, _ = quantize(program, RULES, batches(8), CompileConfig(plan=tmp_path / "plan.json"))
     data = batches(6, 60)
-    (found,) = simulation.run([name for name in simulation.layers if name not in kept], data)
+    (found,) = simulation.run({name: "int8" for name in simulation.layers if name not in kept}, data)
     with torch.no_grad():
         wanted = torch.stack([quantized.module()(x) for (x,) in data])
     # Both round to the same grids; a sum near the middle of two steps may fall to either side of it.
     assert (found - wanted).square().sum() <= 1e-4 * wanted.square().sum()
-    assert (found - simulation.run((), data)[0]).square().sum() > 1e-5 * wanted.square().sum()
+    assert (found - simulation.run({}, data)[0]).square().sum() > 1e-5 * wanted.square().sum()
 
 
 def test_layers_alone_are_what_a_run_with_one_layer_gives(
-    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+    simulation: LayerSimulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = batches(7, 70)
     monkeypatch.setattr(mixed, "CHUNK_ELEMENTS", 25_000)  # several chunks
     parts: dict[str, list[torch.Tensor]] = {}
     firsts = []
-    for name, first, found, exact in simulation.alone(data):
+    for name, precision, first, found, exact in simulation.alone(data):
+        assert precision == "int8"
         parts.setdefault(name, []).append(found[0])
         firsts.append(first)
-        assert torch.equal(exact[0], simulation.run((), data[first : first + len(exact[0])])[0])
+        assert torch.equal(exact[0], simulation.run({}, data[first : first + len(exact[0])])[0])
     assert len(set(firsts)) > 1
     assert list(parts) == list(simulation.layers)
     whole = {name: torch.cat(found) for name, found in parts.items()}
-    (second,) = simulation.run(("second",), data)
+    (second,) = simulation.run({"second": "int8"}, data)
     assert torch.equal(whole["second"], second)
-    (exact,) = simulation.run((), data)
+    (exact,) = simulation.run({}, data)
     assert all((found != exact).any() for found in whole.values())

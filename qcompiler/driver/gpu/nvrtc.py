@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qcompiler.driver.gpu.limits import Resources, read_resources
 from qcompiler.errors import BuildError
 from qcompiler.targets import cuda
 
 _OPTIONS = ("--std=c++17", "--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false")
 """No multiply-add is contracted and no denormal is flushed: the arithmetic is IEEE's, as on every target."""
+
+_REPORT = "--ptxas-options=-v"
+"""The assembler reports what each kernel takes."""
 
 _HEADERS = {
     "cuda/std/cstdint": """
@@ -49,12 +53,14 @@ class GpuCode:
         ptx: for architectures from ``ptx_architecture`` on, compiled by the driver when it is loaded.
         ptx_architecture: as ``compute_80``.
         fatbin: all of it in one file, of which the driver takes what fits the chip.
+        resources: what each kernel takes, by architecture and name.
     """
 
     cubins: dict[str, bytes]
     ptx: bytes
     ptx_architecture: str
     fatbin: bytes
+    resources: dict[str, dict[str, Resources]]
 
 
 def compile_source(source: str, architectures: Sequence[str]) -> GpuCode:
@@ -68,10 +74,12 @@ def compile_source(source: str, architectures: Sequence[str]) -> GpuCode:
         BuildError: NVIDIA's libraries are not installed, or the source does not compile.
     """
     text = cuda.device_source() + source
-    cubins = {architecture: _compile(text, architecture) for architecture in architectures}
+    compiled = {architecture: _compile(text, architecture) for architecture in architectures}
+    cubins = {architecture: code for architecture, (code, _) in compiled.items()}
+    resources = {architecture: read_resources(report) for architecture, (_, report) in compiled.items()}
     virtual = architectures[-1].replace("sm_", "compute_")
-    ptx = _compile(text, virtual)
-    return GpuCode(cubins, ptx, virtual, _fatbin(cubins, ptx, architectures[-1]))
+    ptx, _ = _compile(text, virtual)
+    return GpuCode(cubins, ptx, virtual, _fatbin(cubins, ptx, architectures[-1]), resources)
 
 
 def toolkit() -> Path:
@@ -88,8 +96,8 @@ def toolkit() -> Path:
     raise BuildError(f"compiling for CUDA needs NVIDIA's libraries; run {INSTALL}")
 
 
-def _compile(source: str, architecture: str) -> bytes:
-    """``source`` as a cubin (``sm_80``) or as PTX (``compute_80``)."""
+def _compile(source: str, architecture: str) -> tuple[bytes, str]:
+    """``source`` as a cubin (``sm_80``) or as PTX (``compute_80``), and what the compiler says of it."""
     nvrtc = _bindings("nvrtc")
     _, program = _checked(
         nvrtc,
@@ -103,17 +111,20 @@ def _compile(source: str, architecture: str) -> bytes:
     )
     include = toolkit() / "include"
     options = [f"--gpu-architecture={architecture}", f"--include-path={include}", *_OPTIONS]
+    machine = architecture.startswith("sm_")
+    if machine:
+        options.append(_REPORT)
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise BuildError(
-                f"compiling kernels for {architecture} failed: {_log(nvrtc, program)}; report this as a bug"
+                f"compiling kernels for {architecture} failed: {_errors(_log(nvrtc, program))}; report this as a bug"
             )
-        kind = "CUBIN" if architecture.startswith("sm_") else "PTX"
+        kind = "CUBIN" if machine else "PTX"
         _, size = _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
         content = bytes(size)
         _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{kind}")(program, content))
-        return content
+        return content, _log(nvrtc, program)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -149,9 +160,13 @@ def _checked(nvrtc: Any, result: Any) -> Any:
 
 
 def _log(nvrtc: Any, program: Any) -> str:
-    """The errors that the compiler reported, in one line."""
+    """What the compiler said."""
     _, size = _checked(nvrtc, nvrtc.nvrtcGetProgramLogSize(program))
     text = bytes(size)
     _checked(nvrtc, nvrtc.nvrtcGetProgramLog(program, text))
-    lines = text.decode(errors="replace").strip("\0").splitlines()
-    return "; ".join(line for line in lines if "error" in line) or "no reason was given"
+    return text.decode(errors="replace").strip("\0")
+
+
+def _errors(text: str) -> str:
+    """The errors in what the compiler said, in one line."""
+    return "; ".join(line for line in text.splitlines() if "error" in line) or "no reason was given"

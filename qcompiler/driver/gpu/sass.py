@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from qcompiler.driver.gpu.limits import kernel_of
 from qcompiler.driver.gpu.nvrtc import INSTALL, toolkit
 from qcompiler.errors import BuildError
 
@@ -50,14 +51,10 @@ def count_instructions(cubin: bytes) -> dict[str, Counter[str]]:
 
 
 def counts_by_kernel(cubin: bytes) -> dict[str, Counter[str]]:
-    """The instructions of PTX in ``MNEMONICS``, counted for each kernel under its name in TVM.
-
-    A kernel of TVM is one function on the device, or several whose names differ by a number at the end.
-    """
+    """The instructions of PTX in ``MNEMONICS``, counted for each kernel under its name in TVM."""
     result: dict[str, Counter[str]] = {}
     for function, instructions in count_instructions(cubin).items():
-        kernel = re.sub(r"_kernel(_\d+)?$", "", function)
-        found = result.setdefault(kernel, Counter())
+        found = result.setdefault(kernel_of(function), Counter())
         for name, mnemonic in MNEMONICS.items():
             found[name] += sum(
                 n for m, n in instructions.items() if m == mnemonic or m.startswith(mnemonic + ".")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
+from qcompiler.config import Precision
 from qcompiler.driver.data import Array, Samples
 from qcompiler.driver.evaluate import CLASS_AXIS, Sqnr
-from qcompiler.quantization.mixed import Batch, Simulation
+from qcompiler.quantization.mixed import Batch, LayerSimulation
 
 Criterion = Literal["top-1", "agreement"]
 """A plan's drop: what top-1 accuracy loses against the float model, or how often its class is another."""
@@ -23,7 +24,7 @@ SENSITIVITY_SAMPLES = 128
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a layer in integers, alone, does to the model's outputs.
+    """What a layer in one precision, and all others in fp32, does to the model's outputs.
 
     Attributes:
         noise: energy of the difference to the float outputs, relative to theirs, summed over the outputs.
@@ -51,10 +52,10 @@ class Judge:
         float_top1: top-1 accuracy of the float model; None without labels.
     """
 
-    def __init__(self, simulation: Simulation, samples: Samples) -> None:
+    def __init__(self, simulation: LayerSimulation, samples: Samples) -> None:
         self._samples = samples
         self.batches = batches_of(samples)
-        self._exact = [_flat(o, samples) for o in simulation.run((), self.batches)]
+        self._exact = [_flat(o, samples) for o in simulation.run({}, self.batches)]
         classes = len(self._exact) > 0 and self._exact[0].ndim > CLASS_AXIS
         self.criterion: Criterion | None = (
             None if not classes else "agreement" if samples.labels is None else "top-1"
@@ -83,8 +84,8 @@ class Judge:
             ratio.add(wanted, found)
         return ratio.decibels
 
-    def simulated(self, simulation: Simulation, layers: Sequence[str]) -> list[Array]:
-        """The outputs of a plan with these layers in integers."""
+    def simulated(self, simulation: LayerSimulation, layers: Mapping[str, Precision]) -> list[Array]:
+        """The outputs of a plan."""
         return [_flat(o, self._samples) for o in simulation.run(layers, self.batches)]
 
     @staticmethod
@@ -92,27 +93,36 @@ class Judge:
         return np.asarray(logits.argmax(CLASS_AXIS))
 
 
-def sensitivities(simulation: Simulation, samples: Samples) -> dict[str, Sensitivity]:
-    """For each layer what it alone does, on up to :data:`SENSITIVITY_SAMPLES` samples spread over all."""
+def sensitivities(
+    simulation: LayerSimulation, samples: Samples, precisions: Sequence[Precision] = ("int8",)
+) -> dict[tuple[str, Precision], Sensitivity]:
+    """For each layer and precision what it alone does, on up to :data:`SENSITIVITY_SAMPLES` samples spread over all.
+
+    Args:
+        simulation: the model.
+        samples: to measure on.
+        precisions: without fp32; those of 16 bits are tried for convolutions and linear layers.
+    """
     runs = batches_of(samples)
     count = min(len(runs), max(1, SENSITIVITY_SAMPLES // samples.batch))
     chosen = [k * len(runs) // count for k in range(count)]
-    noise: dict[str, list[tuple[float, float]]] = {}
-    right: dict[str, list[float]] = {}
-    for name, first, found, exact in simulation.alone([runs[k] for k in chosen]):
-        energies = noise.setdefault(name, [(0.0, 0.0)] * len(exact))
+    noise: dict[tuple[str, Precision], list[tuple[float, float]]] = {}
+    right: dict[tuple[str, Precision], list[float]] = {}
+    for name, precision, first, found, exact in simulation.alone([runs[k] for k in chosen], precisions):
+        key = name, precision
+        energies = noise.setdefault(key, [(0.0, 0.0)] * len(exact))
         for k, (one, other) in enumerate(zip(found, exact, strict=True)):
             difference = float((one - other).double().square().sum())
             signal = float(other.double().square().sum())
             energies[k] = (energies[k][0] + difference, energies[k][1] + signal)
         part = chosen[first : first + len(exact[0])]
-        right.setdefault(name, []).extend(_rights(found[0], exact[0], part, samples))
+        right.setdefault(key, []).extend(_rights(found[0], exact[0], part, samples))
     return {
-        name: Sensitivity(
+        key: Sensitivity(
             sum(d / s if s else d for d, s in energies),
-            0.0 - float(np.mean(right[name])) if right[name] else None,
+            0.0 - float(np.mean(right[key])) if right[key] else None,
         )
-        for name, energies in noise.items()
+        for key, energies in noise.items()
     }
 
 

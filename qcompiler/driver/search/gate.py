@@ -8,16 +8,16 @@ from pathlib import Path
 
 from torch.export import ExportedProgram
 
-from qcompiler.config import CompileConfig
+from qcompiler.config import CompileConfig, Precision
 from qcompiler.driver.quantized import Calibration, batches_of
 from qcompiler.driver.search.measure import Compiler, check_here, measure_costs, plan_of
 from qcompiler.driver.search.solve import Costs, Solution, fastest
 from qcompiler.driver.tuning.apply import TunedScheduler
 from qcompiler.errors import ConfigError
 from qcompiler.frontend import capture
-from qcompiler.quantization.mixed import Simulation
+from qcompiler.quantization.mixed import LayerSimulation
 from qcompiler.quantization.network import Network
-from qcompiler.quantization.plan import Plan, Precision
+from qcompiler.quantization.plan import Plan
 from qcompiler.quantization.quantizer import calibrate
 from qcompiler.report import microseconds
 from qcompiler.targets.base import Target
@@ -60,7 +60,7 @@ def gated(
         )
     check_here(target)
     batches = batches_of(program, calibration)
-    network = Simulation(calibrate(program, target.rules, batches, config)).network
+    network = LayerSimulation(calibrate(program, target.rules, batches, config)).network
     silent: list[Mapping[Precision, float]] = [{"int8": 0.0, "fp32": 0.0} for _ in network.sites]
     plain = replace(config, gate=False, dump_ir=None)
     compiler = Compiler(program, batches, plain, target, scheduler)

@@ -1,51 +1,39 @@
 """What each layer costs on the target in each precision, and what conversions between them cost, measured here.
 
-Four bundles are compiled and profiled in turns: all layers in integers, all in float, and two in which layers of the
-one and the other precision alternate, so that about every tensor is converted in one of them.
+For every precision a bundle is compiled that has all layers in it, and for every ordered pair of precisions one in which
+layers of the one and the other alternate, so that about every tensor is converted in one of them. All are profiled in
+turns.
 """
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
 
 from qcompiler import runtime
-from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import build
+from qcompiler.config import CompileConfig, Precision
+from qcompiler.driver.compile import Built, build
 from qcompiler.driver.machines import machine_of
-from qcompiler.driver.quantized import Calibration, QuantizedModel, quantized_program
+from qcompiler.driver.quantized import Calibration, quantized_program
+from qcompiler.driver.search.attribute import Measured, profiled, tag
 from qcompiler.driver.search.solve import Change, Choice, Costs
 from qcompiler.driver.tuning.apply import TunedScheduler
 from qcompiler.errors import SearchError
-from qcompiler.quantization.layers import LAYER
-from qcompiler.quantization.network import Network
-from qcompiler.quantization.plan import PRECISIONS, Plan, Precision
+from qcompiler.quantization.network import Network, Site
+from qcompiler.quantization.operator_classes import MATMUL_CLASSES
+from qcompiler.quantization.plan import Plan
 from qcompiler.report import progress as progress_bar
 from qcompiler.targets import registry
 from qcompiler.targets.base import Target
 from qcompiler.targets.host import read_host
-
-ROUNDS = 16
-"""Turns in which the bundles are profiled. The least of a kernel's times counts: what else runs only adds to it."""
-
-REPEAT = 5
-"""Runs of a turn."""
-
-_Q = torch.ops.quantized_decomposed
-_QUANTIZE = _Q.quantize_per_tensor.default
-_DEQUANTIZE = _Q.dequantize_per_tensor.default
-
-_TAG = re.compile(r"(?P<kind>site|border)(?P<index>\d+)__\d*")
-"""Names of variables by which kernels are recognized; what the importer and the passes append are digits."""
 
 
 @dataclass(frozen=True)
@@ -66,28 +54,25 @@ class Compiler:
     target: Target
     scheduler: TunedScheduler
 
-    def quantized(self, plan: Plan) -> QuantizedModel:
-        """The program in PT2E form by a plan."""
+    def compiled(
+        self, plan: Plan, output: Path, adapt: Callable[[ExportedProgram], None] | None = None
+    ) -> Built:
+        """A bundle by a plan, without the reference.
+
+        Args:
+            plan: the plan.
+            output: where to write the bundle.
+            adapt: changes the program in PT2E form before it is compiled.
+        """
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             path = Path(folder) / "plan.json"
             plan.save(path)
-            config = replace(self.config, plan=path)
-            return quantized_program(self.program, self.target, config, self.calibration)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Times of one bundle, in seconds.
-
-    Attributes:
-        sites: of the kernels of each site, by its index.
-        borders: of the kernels that do nothing but convert a tensor, by its index.
-        run: of a whole run.
-    """
-
-    sites: Mapping[int, float]
-    borders: Mapping[int, float]
-    run: float
+            config = replace(self.config, plan=path, embed_reference=False)
+            quantized = quantized_program(self.program, self.target, config, self.calibration)
+            if adapt is not None:
+                adapt(quantized.program)
+            tvm_target = registry.to_tvm(self.target, cores=1)
+            return build(quantized, self.target, tvm_target, self.scheduler, config, output)
 
 
 def plan_of(network: Network, choice: Choice) -> Plan:
@@ -96,10 +81,15 @@ def plan_of(network: Network, choice: Choice) -> Plan:
     return Plan(layers)
 
 
+def precisions_of(site: Site, precisions: Sequence[Precision]) -> tuple[Precision, ...]:
+    """Those of ``precisions`` that a site may have: floats of 16 bits are for convolutions and linear layers."""
+    return tuple(p for p in precisions if p in ("int8", "fp32") or site.kind in MATMUL_CLASSES)
+
+
 def settled(network: Network, wanted: Sequence[Precision]) -> Choice:
     """What a plan of these precisions becomes: as ``quantization.selection`` decides.
 
-    What cannot begin integer arithmetic is in float where none of its inputs is in integers, and what moves values
+    What is to be in integers and cannot, is in fp32: what cannot begin integer arithmetic is in float where none of its inputs is in integers, and what moves values
     follows its neighbours.
     """
     integer = [p == "int8" and not site.moves for p, site in zip(wanted, network.sites, strict=True)]
@@ -119,16 +109,18 @@ def settled(network: Network, wanted: Sequence[Precision]) -> Choice:
     for s, site in enumerate(network.sites):
         if site.moves:
             integer[s] = any(integer[k] for k in (*network.origins(s), *network.consumers(s)))
-    return tuple("int8" if i else "fp32" for i in integer)
+    return tuple(
+        "int8" if i else p if p != "int8" and p in precisions_of(site, (p,)) else "fp32"
+        for i, p, site in zip(integer, wanted, network.sites, strict=True)
+    )
 
 
-def alternating(network: Network, first: Precision) -> Choice:
+def alternating(network: Network, first: Precision, second: Precision) -> Choice:
     """Each layer in the other precision than most of what it reads; ``first`` where the model begins."""
-    other: dict[Precision, Precision] = {"int8": "fp32", "fp32": "int8"}
     depth: list[int] = []
     for s, _ in enumerate(network.sites):
         depth.append(1 + max((depth[k] for k in network.origins(s)), default=-1))
-    return settled(network, [first if d % 2 == 0 else other[first] for d in depth])
+    return settled(network, [first if d % 2 == 0 else second for d in depth])
 
 
 def check_here(target: Target) -> None:
@@ -153,6 +145,7 @@ def measure_costs(
     noise: Sequence[Mapping[Precision, float]],
     *,
     threads: int | None,
+    precisions: Sequence[Precision] = ("int8", "fp32"),
     progress: bool = False,
 ) -> tuple[Costs, dict[Precision, float]]:
     """Compiles and profiles.
@@ -162,6 +155,7 @@ def measure_costs(
         network: its sites.
         noise: for each site, as of :class:`~qcompiler.driver.search.solve.Costs`.
         threads: threads of a run; None for all physical cores.
+        precisions: to measure, int8 and fp32 among them.
         progress: show a progress bar.
 
     Returns:
@@ -170,169 +164,71 @@ def measure_costs(
     Raises:
         CpuError: this machine cannot run bundles for the target.
     """
-    choices: list[Choice] = [
-        settled(network, ["int8"] * len(network.sites)),
-        settled(network, ["fp32"] * len(network.sites)),
-        alternating(network, "int8"),
-        alternating(network, "fp32"),
-    ]
+    whole = {p: settled(network, [p] * len(network.sites)) for p in precisions}
+    choices = [*whole.values(), *(alternating(network, a, b) for a, b in permutations(precisions, 2))]
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         models, kernels = [], []
         with progress_bar("compile", len(choices), progress) as advance:
             for k, choice in enumerate(choices):
-                quantized = compiler.quantized(plan_of(network, choice))
-                tag(quantized.program, network, choice)
-                tvm_target = registry.to_tvm(compiler.target, cores=1)
-                config = replace(compiler.config, embed_reference=False)
-                built = build(
-                    quantized,
-                    compiler.target,
-                    tvm_target,
-                    compiler.scheduler,
-                    config,
-                    Path(folder) / str(k),
-                )
+                name = partial(tag, network=network, choice=choice)
+                built = compiler.compiled(plan_of(network, choice), Path(folder) / str(k), name)
                 models.append(runtime.load(built.result.bundle, threads))
                 kernels.append(built.kernels)
                 advance(1)
-        measured = _profile(models, kernels)
-    times = {"int8": measured[0].run, "fp32": measured[1].run}
-    return costs_of(network, choices, measured, noise), times  # type: ignore[return-value]  # both are precisions
+        measured = profiled(network, models, kernels)
+    times = {p: m.run for p, m in zip(precisions, measured, strict=False)}
+    return costs_of(network, precisions, choices, measured, noise), times
 
 
 def costs_of(
     network: Network,
+    precisions: Sequence[Precision],
     choices: Sequence[Choice],
     measured: Sequence[Measured],
     noise: Sequence[Mapping[Precision, float]],
 ) -> Costs:
-    """Costs from the times of bundles, of which the first is all in integers and the second all in float.
+    """Costs from the times of bundles.
 
     A site's time is that in the bundle of one precision. Where a neighbour has another precision, its kernel may
-    convert on the way; what it then takes longer is a cost of the tensors that it reads. What a run takes besides its
-    kernels is the least of all bundles: they have nothing but kernels to differ in.
+    convert on the way; what it then takes longer is a cost of the tensors that it reads. What a run takes for kernels
+    that are no site's is the least of all bundles.
+
+    Args:
+        network: the sites.
+        precisions: of the first bundles, each of which is all in one.
+        choices: the bundles' plans.
+        measured: their times.
+        noise: for each site, by the precisions that it may have.
     """
-    integer, floating = measured[0].sites, measured[1].sites
+    whole = dict(zip(precisions, measured, strict=False))
     seconds: list[dict[Precision, float]] = [
-        {"int8": integer.get(s, 0.0), "fp32": floating.get(s, 0.0)} for s in range(len(network.sites))
+        {p: whole[p].sites.get(s, 0.0) for p in times} for s, times in enumerate(noise)
     ]
     samples: dict[tuple[int, Change], list[float]] = defaultdict(list)
     for choice, bundle in zip(choices, measured, strict=True):
         longer: dict[int, float] = defaultdict(float)
-        changed = {t: change for t, change in enumerate(changes_of(network, choice)) if change}
+        changed = {t: changes for t, changes in enumerate(changes_of(network, choice)) if changes}
         for s, site in enumerate(network.sites):
             borders = [t for t in site.tensors if t in changed]
-            excess = bundle.sites.get(s, 0.0) - seconds[s][choice[s]]
+            excess = bundle.sites.get(s, 0.0) - seconds[s].get(choice[s], 0.0)
             for t in borders:
                 longer[t] += excess / len(borders)
-        for t, change in changed.items():
+        for t, changes in changed.items():
             total = bundle.borders.get(t, 0.0) + longer[t]
-            samples[t, change].append(max(0.0, total))
-    changes: list[dict[Change, float]] = []
-    for t, _ in enumerate(network.tensors):
-        changes.append({change: float(np.mean(found)) for (k, change), found in samples.items() if k == t})
+            for change in changes:
+                samples[t, change].append(max(0.0, total) / len(changes))
+    costs: list[dict[Change, float]] = [{} for _ in network.tensors]
+    for (t, change), found in samples.items():
+        costs[t][change] = float(np.mean(found))
     rest = [m.run - sum(m.sites.values()) - sum(m.borders.values()) for m in measured]
-    return Costs(tuple(seconds), tuple(noise), tuple(changes), max(0.0, min(rest)))
+    return Costs(tuple(seconds), tuple(noise), tuple(costs), max(0.0, min(rest)))
 
 
-def changes_of(network: Network, choice: Choice) -> list[Change | None]:
-    """For each tensor the conversion that a plan needs, or None."""
-    found: list[Change | None] = []
+def changes_of(network: Network, choice: Choice) -> list[tuple[Change, ...]]:
+    """For each tensor the conversions that a plan needs."""
+    found: list[tuple[Change, ...]] = []
     for tensor in network.tensors:
         before: Precision = "fp32" if tensor.producer is None else choice[tensor.producer]
-        wanted = {choice[reader] for reader in tensor.readers} | ({"fp32"} if tensor.read_in_float else set())
-        change: Change | None = next(
-            ((before, after) for after in PRECISIONS if after in wanted and after != before), None
-        )
-        found.append(change)
+        wanted = [choice[reader] for reader in tensor.readers] + (["fp32"] if tensor.read_in_float else [])
+        found.append(tuple((before, after) for after in dict.fromkeys(wanted) if after != before))
     return found
-
-
-def tag(program: ExportedProgram, network: Network, choice: Choice) -> None:
-    """Name the nodes of a quantized program so that the kernels that compute them are known by their variables.
-
-    A layer's nodes, and the quantize node of its result, are named after its site; other quantize nodes, and
-    dequantize nodes that a float operator reads, after the tensor that they convert.
-    """
-    by_name = {site.name: s for s, site in enumerate(network.sites)}
-    tensors = {t.name: k for k, t in enumerate(network.tensors)}
-    outputs = {t.producer: k for k, t in enumerate(network.tensors) if t.producer is not None}
-    own: dict[Node, str] = {}
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        if LAYER in node.meta and node.meta[LAYER] in by_name:
-            own[node] = f"site{by_name[node.meta[LAYER]]}__"
-        elif node.target in (_QUANTIZE, _DEQUANTIZE):
-            own[node] = _conversion(node, own, choice, tensors, outputs)
-        if node in own:
-            node.meta["nn_module_stack"] = {"": (own[node], "")}
-
-
-def _conversion(
-    node: Node,
-    own: Mapping[Node, str],
-    choice: Choice,
-    tensors: Mapping[str, int],
-    outputs: Mapping[int, int],
-) -> str:
-    source = node.args[0]
-    assert isinstance(source, Node), node
-    origin = source.args[0] if source.target is _QUANTIZE else source
-    assert isinstance(origin, Node), node
-    tagged = _TAG.fullmatch(own.get(origin, ""))
-    if tagged is None:
-        return f"border{tensors[origin.name]}__" if origin.name in tensors else node.name
-    site = int(tagged["index"])
-    if node.target is _QUANTIZE and choice[site] == "int8":
-        return own[origin]
-    return f"border{outputs[site]}__" if site in outputs else node.name
-
-
-def _profile(
-    models: Sequence[runtime.Model], kernels: Sequence[Sequence[tuple[str, tuple[str, ...]]]]
-) -> list[Measured]:
-    """Times of every bundle, taken in turns, so that a slow moment of the machine is one of all."""
-    inputs = [[np.zeros(spec.shape, spec.dtype) for spec in model.inputs] for model in models]
-    calls: list[list[list[tuple[str, float]]]] = [[] for _ in models]
-    runs: list[list[float]] = [[] for _ in models]
-    for _ in range(ROUNDS):
-        for k, model in enumerate(models):
-            calls[k].append(model.profile(*inputs[k], repeat=REPEAT))
-            runs[k] += model.time(*inputs[k], number=REPEAT, repeat=1)
-    return [
-        attributed(
-            [(turn[0][0], min(seconds for _, seconds in turn)) for turn in zip(*rounds, strict=True)],
-            origins,
-            lower_quartile(run),
-        )
-        for rounds, origins, run in zip(calls, kernels, runs, strict=True)
-    ]
-
-
-def lower_quartile(times: Sequence[float]) -> float:
-    """The time that a quarter of the runs did not take longer than: near the least, and not a lucky one."""
-    return float(np.quantile(np.asarray(times), 0.25))
-
-
-def attributed(
-    calls: Sequence[tuple[str, float]], kernels: Sequence[tuple[str, tuple[str, ...]]], run: float
-) -> Measured:
-    """Kernel calls as times of sites and tensors: the n-th call of a kernel computes what its n-th entry names.
-
-    A fused kernel counts for the last site that it computes, or else for the tensor that it converts.
-    """
-    waiting: defaultdict[str, list[tuple[str, ...]]] = defaultdict(list)
-    for name, origins in reversed(kernels):
-        waiting[name].append(origins)
-    sites: defaultdict[int, float] = defaultdict(float)
-    borders: defaultdict[int, float] = defaultdict(float)
-    for name, seconds in calls:
-        origins = waiting[name].pop() if waiting[name] else ()
-        tags = [tagged for tagged in map(_TAG.fullmatch, origins) if tagged]
-        of_sites = [int(t["index"]) for t in tags if t["kind"] == "site"]
-        if of_sites:
-            sites[of_sites[-1]] += seconds
-        elif tags:
-            borders[int(tags[-1]["index"])] += seconds
-    return Measured(dict(sites), dict(borders), run)

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from torch.export import ExportedProgram
 
 from qcompiler import runtime
-from qcompiler.config import CompileConfig
-from qcompiler.driver.compile import build
+from qcompiler.config import CompileConfig, Precision
 from qcompiler.driver.data import Samples, read_samples
-from qcompiler.driver.quantized import batches_of, optimization_records, program_of, quantized_program
+from qcompiler.driver.quantized import batches_of, optimization_records, program_of
 from qcompiler.driver.run import run_all
-from qcompiler.driver.search.accuracy import Criterion, Judge, Sensitivity, decibels, sensitivities
-from qcompiler.driver.search.measure import Compiler, check_here, lower_quartile, measure_costs, plan_of
+from qcompiler.driver.search.accuracy import Judge, Sensitivity, decibels, sensitivities
+from qcompiler.driver.search.attribute import lower_quartile
+from qcompiler.driver.search.measure import Compiler, check_here, measure_costs, plan_of
+from qcompiler.driver.search.precisions import precisions_to_try, remarks
+from qcompiler.driver.search.result import Attempt, LayerCost, Point, SearchConfig, SearchResult
 from qcompiler.driver.search.solve import Costs, Solution, cleanest, front
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
 from qcompiler.errors import ConfigError, SearchError
 from qcompiler.frontend import capture
-from qcompiler.quantization.mixed import Simulation
+from qcompiler.quantization.mixed import LayerSimulation
 from qcompiler.quantization.network import Network
-from qcompiler.quantization.plan import Plan, Precision
+from qcompiler.quantization.plan import Plan
 from qcompiler.quantization.quantizer import calibrate
 from qcompiler.report import milliseconds, percent
 from qcompiler.report import progress as progress_bar
 from qcompiler.runtime import TensorSpec
-from qcompiler.runtime.manifest import OptimizationRecord
 from qcompiler.targets import registry
 
 log = logging.getLogger(__name__)
@@ -42,130 +44,6 @@ MEASUREMENTS = 40
 """Measurements of a plan's latency, of :data:`RUNS` runs each."""
 
 RUNS = 5
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """What a plan must keep.
-
-    Attributes:
-        max_drop: the largest drop, in percentage points: of top-1 accuracy against the float model where there are
-            labels, else of predictions that differ from the float model's; or None.
-        max_latency: seconds of a run, at most; or None.
-        threads: threads of a run; None for all physical cores.
-        points: plans of the front, about.
-        limit: samples of the data to use, at most.
-    """
-
-    max_drop: float | None = None
-    max_latency: float | None = None
-    threads: int | None = None
-    points: int = 16
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_drop is None and self.max_latency is None:
-            raise ConfigError("a search needs a promise: give max_drop, max_latency or both")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ConfigError(f"max_drop is {self.max_drop}; it is in percentage points, 0 to 100")
-        if self.max_latency is not None and not self.max_latency > 0:
-            raise ConfigError(f"max_latency is {self.max_latency} s; it must be above 0")
-        if self.points < 2:
-            raise ConfigError(f"points is {self.points}; it must be at least 2")
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """What was measured of a layer.
-
-    Attributes:
-        name: its name in plans.
-        kind: class of its kernel.
-        sqnr_db: ratio of the model's outputs to the noise that this layer alone adds in int8.
-        drop: what this layer alone costs in accuracy, as a fraction; None without classes.
-        int8_seconds: time of its kernel in int8.
-        fp32_seconds: and in float.
-        precision: in the plan that was chosen.
-    """
-
-    name: str
-    kind: str
-    sqnr_db: float
-    drop: float | None
-    int8_seconds: float
-    fp32_seconds: float
-    precision: str
-
-
-@dataclass(frozen=True)
-class Point:
-    """A plan, and what is promised of it.
-
-    Attributes:
-        float_layers: the layers in float; all others are in int8.
-        seconds: of a run, by the costs of layers and conversions.
-        sqnr_db: of the outputs, by the sum of the layers' noise.
-        drop: of the whole plan, simulated, as a fraction; None without classes.
-    """
-
-    float_layers: tuple[str, ...]
-    seconds: float
-    sqnr_db: float
-    drop: float | None
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A plan that was compiled and measured.
-
-    Attributes:
-        promised: the plan.
-        seconds: of a run of the bundle, measured.
-        drop: measured from the bundle's outputs.
-        sqnr_db: of the bundle's outputs against the float model's, measured.
-        missed: which promise was missed, or None.
-    """
-
-    promised: Point
-    seconds: float
-    drop: float | None
-    sqnr_db: float
-    missed: str | None
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What :func:`search` found.
-
-    Attributes:
-        criterion: what a drop is; None for a model without classes.
-        float_top1: top-1 accuracy of the float model; None without labels.
-        samples: samples that accuracy was measured on.
-        threads: threads of a run.
-        int8_seconds: a run with all layers in int8, measured.
-        fp32_seconds: a run with all layers in float, measured.
-        layers: the layers, in the order they run.
-        front: plans of which none is better than another in both time and noise, the fastest first.
-        attempts: the plans that were compiled and measured, in order; the last one is chosen.
-        plan: the chosen plan's file.
-        optimizations: what was tried to lower the error of quantization, with all layers in int8.
-    """
-
-    criterion: Criterion | None
-    float_top1: float | None
-    samples: int
-    threads: int
-    int8_seconds: float
-    fp32_seconds: float
-    layers: tuple[LayerCost, ...]
-    front: tuple[Point, ...]
-    attempts: tuple[Attempt, ...]
-    plan: Path
-    optimizations: tuple[OptimizationRecord, ...]
-
-    @property
-    def chosen(self) -> Attempt:
-        return self.attempts[-1]
 
 
 def search(
@@ -205,9 +83,10 @@ def search(
     program = program_of(model, None, config)
     if capture.is_quantized(program):
         raise ConfigError(f"model {model} is quantized already; a search needs the float model")
+    precisions = precisions_to_try(target, goal.precisions)
     batches = batches_of(program, calibration)
     calibrated = calibrate(program, target.rules, batches, config)
-    simulation = Simulation(calibrated)
+    simulation = LayerSimulation(calibrated, target.bf16_macs_per_cycle > 0)
     if not simulation.layers:
         raise SearchError(f"model {model} has no layer with an integer kernel; there is nothing to search")
     samples = _samples(program, data, calibration, goal.limit)
@@ -215,19 +94,18 @@ def search(
     if goal.max_drop is not None and judge.criterion is None:
         raise ConfigError("max_drop needs classes, and the first output has no class axis; give max_latency")
     with progress_bar("sensitivity", 1, config.progress) as advance:
-        sensitive = sensitivities(simulation, samples)
+        sensitive = sensitivities(simulation, samples, [p for p in precisions if p != "fp32"])
         advance(1)
     scheduler = TunedScheduler(open_logs(target, config), registry.to_tvm(target, cores=1))
     compiler = Compiler(program, batches, config, target, scheduler)
     network = simulation.network
-    noise: list[dict[Precision, float]] = [
-        {"int8": 0.0 if site.moves else sensitive[site.name].noise, "fp32": 0.0} for site in network.sites
-    ]
+    noise = _noise(network, precisions, sensitive)
     costs, runs = measure_costs(
         compiler,
         network,
         noise,
         threads=goal.threads,
+        precisions=precisions,
         progress=config.progress,
     )
     finder = _Finder(simulation, judge, network, costs)
@@ -252,16 +130,29 @@ def search(
         raise SearchError(_failure(goal, attempts, [p for _, p in points]))
     _plan(network, chosen, attempts[-1], compiler, threads).save(output)
     return SearchResult(
-        judge.criterion, judge.float_top1, samples.count, threads, runs["int8"], runs["fp32"],
+        judge.criterion, judge.float_top1, samples.count, threads, runs,
         _layer_costs(network, costs, sensitive, chosen), tuple(p for _, p in points), tuple(attempts), output,
-        optimization_records(calibrated.effects),
+        remarks(target, network, costs, [s for s, _ in points], chosen), optimization_records(calibrated.effects),
     )  # fmt: skip
+
+
+def _noise(
+    network: Network, precisions: Sequence[Precision], sensitive: Mapping[tuple[str, Precision], Sensitivity]
+) -> list[dict[Precision, float]]:
+    """For each site the noise of each precision that it may have."""
+    result: list[dict[Precision, float]] = []
+    for site in network.sites:
+        alone = {p: sensitive[site.name, p].noise for p in precisions if (site.name, p) in sensitive}
+        # Numbers beyond float16's largest make a layer useless.
+        finite = {p: noise for p, noise in alone.items() if p == "int8" or math.isfinite(noise)}
+        result.append({"int8": 0.0, **finite, "fp32": 0.0})
+    return result
 
 
 class _Finder:
     """Points of the front, and which plans to try."""
 
-    def __init__(self, simulation: Simulation, judge: Judge, network: Network, costs: Costs) -> None:
+    def __init__(self, simulation: LayerSimulation, judge: Judge, network: Network, costs: Costs) -> None:
         self.simulation, self.judge, self.network, self.costs = simulation, judge, network, costs
         self._points: dict[tuple[str, ...], Point] = {}
 
@@ -270,12 +161,11 @@ class _Finder:
         known = self._points.get(solution.choice)
         if known is None:
             plan = plan_of(self.network, solution.choice).layers
-            integer = [name for name, precision in plan.items() if precision == "int8"]
             drop = None
             if self.judge.criterion is not None:
-                drop = self.judge.drop(self.judge.simulated(self.simulation, integer))
+                drop = self.judge.drop(self.judge.simulated(self.simulation, plan))
             known = self._points[solution.choice] = Point(
-                tuple(name for name, precision in plan.items() if precision != "int8"),
+                {name: precision for name, precision in plan.items() if precision != "int8"},
                 solution.seconds,
                 decibels(solution.noise),
                 drop,
@@ -328,19 +218,7 @@ def _attempt(
 ) -> tuple[Attempt, int]:
     """Compiles a plan and measures it; also the threads that it ran with."""
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        plan = Path(folder) / "plan.json"
-        plan_of(network, solution.choice).save(plan)
-        config = replace(compiler.config, plan=plan, embed_reference=False)
-        quantized = quantized_program(compiler.program, compiler.target, config, compiler.calibration)
-        tvm_target = registry.to_tvm(compiler.target, cores=1)
-        built = build(
-            quantized,
-            compiler.target,
-            tvm_target,
-            compiler.scheduler,
-            config,
-            Path(folder) / "bundle",
-        )
+        built = compiler.compiled(plan_of(network, solution.choice), Path(folder) / "bundle")
         model = runtime.load(built.result.bundle, goal.threads)
         outputs = run_all(model, samples)
         zeros = [np.zeros(spec.shape, spec.dtype) for spec in model.inputs]
@@ -394,13 +272,19 @@ def _plan(network: Network, solution: Solution, attempt: Attempt, compiler: Comp
 
 
 def _layer_costs(
-    network: Network, costs: Costs, sensitive: dict[str, Sensitivity], chosen: Solution
+    network: Network,
+    costs: Costs,
+    sensitive: Mapping[tuple[str, Precision], Sensitivity],
+    chosen: Solution,
 ) -> tuple[LayerCost, ...]:
-    return tuple(
-        LayerCost(
-            site.name, site.kind, sensitive[site.name].sqnr_db, sensitive[site.name].drop,
-            costs.seconds[s]["int8"], costs.seconds[s]["fp32"], chosen.choice[s],
-        )
-        for s, site in enumerate(network.sites)
-        if not site.moves
-    )  # fmt: skip
+    found = []
+    for s, site in enumerate(network.sites):
+        if not site.moves:
+            ratios: dict[Precision, float] = {}
+            drops: dict[Precision, float | None] = {}
+            for precision in costs.seconds[s]:
+                if precision != "fp32":
+                    ratios[precision] = sensitive[site.name, precision].sqnr_db
+                    drops[precision] = sensitive[site.name, precision].drop
+            found.append(LayerCost(site.name, site.kind, costs.seconds[s], ratios, drops, chosen.choice[s]))
+    return tuple(found)

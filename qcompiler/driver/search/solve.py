@@ -6,6 +6,7 @@ no integrality, because nothing but its cost pulls at it. The rules that the qua
 
 - What only moves values is in integers exactly where something that it moves values from or to is.
 - What cannot begin integer arithmetic needs an input in integers.
+- A site has one of the precisions that its costs name: int8 and fp32 always, others where it has kernels for them.
 
 Time and noise are sums, so the program is linear; both are exact optima of the model that :class:`Costs` is.
 """
@@ -19,9 +20,9 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from qcompiler.config import Precision
 from qcompiler.errors import SearchError
 from qcompiler.quantization.network import Network
-from qcompiler.quantization.plan import PRECISIONS, Precision
 
 Choice = tuple[Precision, ...]
 """A precision for each site."""
@@ -41,7 +42,7 @@ class Costs:
     """What precisions cost.
 
     Attributes:
-        seconds: for each site, the time of its kernel, by precision.
+        seconds: for each site, the time of its kernel, by the precisions that it may have: int8, fp32 and any others.
         noise: for each site, what it adds to the model's output, by precision: energy of the noise relative to the
             signal's.
         changes: for each tensor, the seconds of a conversion between precisions.
@@ -105,7 +106,7 @@ class _Program:
         self.network, self.costs = network, costs
         self.site = {
             (s, p): k
-            for k, (s, p) in enumerate((s, p) for s in range(len(network.sites)) for p in PRECISIONS)
+            for k, (s, p) in enumerate((s, p) for s, times in enumerate(costs.seconds) for p in times)
         }
         self.change: dict[tuple[int, Change], int] = {}
         for t, changes in enumerate(costs.changes):
@@ -114,8 +115,8 @@ class _Program:
                     self.change[t, change] = len(self.site) + len(self.change)
         self.size = len(self.site) + len(self.change)
         self.rows: list[tuple[dict[int, float], float, float]] = []
-        for s in range(len(network.sites)):
-            self.add({self.site[s, p]: 1.0 for p in PRECISIONS}, 1, 1)
+        for s, times in enumerate(costs.seconds):
+            self.add({self.site[s, p]: 1.0 for p in times}, 1, 1)
         self._rules()
         for (t, change), column in self.change.items():
             self._conversion(t, change, column)
@@ -139,14 +140,15 @@ class _Program:
     def _conversion(self, t: int, change: Change, column: int) -> None:
         tensor, (before, after) = self.network.tensors[t], change
         row, high = {column: -1.0}, 1.0
-        if tensor.producer is not None:
-            row[self.site[tensor.producer, before]] = 1.0
-        elif before == "fp32":
+        if tensor.producer is None and before == "fp32":
             high -= 1.0  # its producer is in float in any case
+        elif (tensor.producer, before) in self.site:
+            row[self.site[tensor.producer, before]] = 1.0  # type: ignore[index]  # it is in there
         else:
             return
         for reader in tensor.readers:
-            self.add({**row, self.site[reader, after]: 1.0}, -np.inf, high)
+            if (reader, after) in self.site:
+                self.add({**row, self.site[reader, after]: 1.0}, -np.inf, high)
         if tensor.read_in_float and after == "fp32":
             self.add(row, -np.inf, high - 1.0)
 
@@ -182,8 +184,9 @@ class _Program:
             return None
         if result.x is None:
             raise SearchError(f"the integer program was not solved: {result.message}; report this as a bug")
-        count = range(len(self.network.sites))
-        return tuple(max(PRECISIONS, key=lambda p: result.x[self.site[s, p]]) for s in count)
+        return tuple(
+            max(times, key=lambda p: result.x[self.site[s, p]]) for s, times in enumerate(self.costs.seconds)
+        )
 
 
 def fastest(network: Network, costs: Costs, noise: float | None = None) -> Solution | None:

@@ -20,8 +20,10 @@ from qcompiler import operators
 from qcompiler.driver.tuning.neutral import neutral
 from qcompiler.driver.tuning.trial import Array
 from qcompiler.errors import ConfigError
+from qcompiler.passes.graph import array, constant, dtype
 from qcompiler.passes.lower_integer import Layer, Tunable, macs
 from qcompiler.passes.pipeline import Physical
+from qcompiler.passes.store_signed import activations
 from qcompiler.reference import interpret
 from qcompiler.targets.cpu.storage import SIGNED
 from qcompiler.targets.workload import Workload
@@ -135,10 +137,10 @@ def prepare(task: Task, folder: Path, l2_bytes: int) -> Prepared:
     folder.mkdir(parents=True)
     call = task.tunable.call
     rng = np.random.default_rng(0)
-    activations = [_random(rng, _dims(arg)) for arg in call.args if not isinstance(arg, Constant)]
-    (value,) = interpret(_only(call), activations)
+    inputs = [_random(rng, _dims(arg)) for arg in call.args if not isinstance(arg, Constant)]
+    (value,) = interpret(_only(call), inputs)
     signed = str(call.attrs.get("storage", "uint8")) == SIGNED.dtype
-    waiting = [_signed(array) if signed else array for array in activations]
+    waiting = [_signed(x) if signed else x for x in inputs]
     expected = _signed(value.array) if signed and value.array.dtype == np.uint8 else value.array
     arrays: list[Array] = []
     constants = 0
@@ -168,27 +170,35 @@ def _dims(expr: relax.Expr) -> tuple[int, ...]:
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    array = rng.integers(0, 256, shape, np.uint8)
-    array.reshape(-1)[:2] = (0, 255)[: array.size]
-    return array
+    values = rng.integers(0, 256, shape, np.uint8)
+    values.reshape(-1)[:2] = (0, 255)[: values.size]
+    return values
 
 
-def _signed(array: Array) -> Array:
+def _signed(values: Array) -> Array:
     """Activations q of uint8 as q - 128 in int8: the top bit is flipped."""
-    return (array ^ np.uint8(SIGNED.offset)).view(np.int8)
+    return (values ^ np.uint8(SIGNED.offset)).view(np.int8)
+
+
+def _unsigned(values: Array) -> Array:
+    """The inverse of ``_signed``."""
+    return np.ascontiguousarray(values).view(np.uint8) ^ np.uint8(SIGNED.offset)
 
 
 def _only(call: relax.Call) -> tvm.IRModule:
     """A module whose ``main`` is ``call`` of its parameters and of the call's constants, on activations of uint8."""
     attrs = {str(k): v for k, v in call.attrs.items() if str(k) != "storage"}
     builder = relax.BlockBuilder()
-    params = [
-        relax.Var(f"x{k}", relax.TensorType(_dims(arg), "uint8"))
-        for k, arg in enumerate(call.args)
-        if not isinstance(arg, Constant)
-    ]
-    waiting = list(params)
-    args = [arg if isinstance(arg, Constant) else waiting.pop(0) for arg in call.args]
+    params: list[relax.Var] = []
+    args: list[relax.Expr] = []
+    for k, arg in enumerate(call.args):
+        if not isinstance(arg, Constant):
+            params.append(relax.Var(f"x{k}", relax.TensorType(_dims(arg), "uint8")))
+            args.append(params[-1])
+        elif k in activations(call) and dtype(arg) == SIGNED.dtype:
+            args.append(constant(_unsigned(array(arg))))
+        else:
+            args.append(arg)
     with builder.function("main", params):
         with builder.dataflow():
             out = builder.emit_output(operators.call(str(call.op.name), args, **attrs))

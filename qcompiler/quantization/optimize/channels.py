@@ -15,16 +15,10 @@ from qcompiler.quantization.operator_classes import argument, aten, operator_nam
 _PRODUCERS = frozenset({aten.conv2d.default, aten.linear.default, aten.layer_norm.default})
 _CONSUMERS = frozenset({aten.conv2d.default, aten.linear.default})
 
-_KEEPING = frozenset(
-    {
-        aten.adaptive_avg_pool2d.default,
-        aten.avg_pool2d.default,
-        aten.clone.default,
-        aten.max_pool2d.default,
-        aten.relu.default,
-    }
-)
-"""f(x / s) = f(x) / s for any positive factor a channel, and the channels stay where they are."""
+_POOLS = frozenset({aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default})
+_KEEPING = frozenset({aten.clone.default, aten.relu.default})
+"""f(x / s) = f(x) / s for any positive factor a channel, and the channels stay where they are; of pools, if they are the
+third axis from the end."""
 
 
 @dataclass(frozen=True)
@@ -123,18 +117,25 @@ def _chain(node: Node, uses: Counter[str]) -> Chain | NoChain:
             bound = _upper_bound(user)
         elif user.target in (aten.view.default, aten.flatten.using_ints, aten.reshape.default):
             before, after = shape_of(tensor), shape_of(user)
-            if axis != 1 or len(after) != 2 or before[0] != after[0]:
+            if axis == len(before) - 1 and before[-1] == after[-1]:
+                axis = len(after) - 1
+            elif axis == 1 and len(after) == 2 and before[0] == after[0]:
+                repeat *= after[1] // before[1]
+            else:
                 return NoChain(f"{operator_name(user)} moves the channels")
-            repeat *= after[1] // before[1]
+        elif user.target in (aten.transpose.int, aten.permute.default):
+            axis = _order(user).index(axis)
         elif user.target is aten.mean.dim:
             dims = argument(user, 1, "dim")
             spatial = isinstance(dims, (list, tuple)) and {d % 4 for d in dims if isinstance(d, int)} == {
                 2,
                 3,
             }
-            if len(shape_of(tensor)) != 4 or not spatial:
+            if len(shape_of(tensor)) != 4 or axis != 1 or not spatial:
                 return NoChain("a mean over other than both spatial dimensions is on the way")
-        elif user.target not in _KEEPING:
+        elif user.target in _POOLS and axis != len(shape_of(tensor)) - 3:
+            return NoChain(f"{operator_name(user)} moves over the channels")
+        elif user.target not in _KEEPING | _POOLS:
             return NoChain(f"{operator_name(user)} stands between the layers")
         tensor = user
     consumers = []
@@ -147,6 +148,18 @@ def _chain(node: Node, uses: Counter[str]) -> Chain | NoChain:
             return NoChain("the layers have their channels on different axes")
         consumers.append(consumer)
     return Chain(producer, tensor, tuple(consumers), axis, repeat, bound)
+
+
+def _order(node: Node) -> list[int]:
+    """For each axis of a transposed tensor the axis that it was."""
+    order = list(range(len(shape_of(node))))
+    if node.target is aten.permute.default:
+        dims = node.args[1]
+        assert isinstance(dims, (list, tuple)), node
+        return [order[d] for d in dims if isinstance(d, int)]
+    first, second = (d for d in node.args[1:3] if isinstance(d, int))
+    order[first], order[second] = order[second], order[first]
+    return order
 
 
 def _is_upper_clamp(node: Node) -> bool:

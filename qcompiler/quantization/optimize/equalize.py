@@ -58,9 +58,12 @@ def smooth(model: GraphModule, batches: Sequence[Batch]) -> Change:
     multiplication of its own would cost time at each run.
     """
     change = _migrate(model, batches, SMOOTHED)
+    chains = [c for c in find_chains(model, SMOOTHED) if isinstance(c, Chain)]
+    behind_norms = {consumer.node for chain in chains for consumer in chain.consumers}
     others = [
         n for n in model.graph.nodes
-        if n.target is aten.linear.default and n.args[0].target not in SMOOTHED | EQUALIZED | {aten.relu.default}
+        if n.target is aten.linear.default and n not in behind_norms
+        and n.args[0].target not in SMOOTHED | EQUALIZED | {aten.relu.default}
     ]  # fmt: skip
     reasons = [f"no layer norm stands before the linear layer, but {_origin(n)}" for n in others]
     return Change(change.changed, (*change.refused, *reasons))

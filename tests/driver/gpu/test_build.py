@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -142,7 +143,8 @@ def test_c_runtime_gives_the_same(built: tuple[Path, list[nvrtc.GpuCode]], tmp_p
     script = (
         "import sys, numpy as np, qcompiler.runtime as r; m = r.load(sys.argv[1]); "
         "x = np.fromfile(sys.argv[2], np.float32).reshape(m.inputs[0].shape); m.run(x)[0].tofile(sys.argv[3]); "
-        "assert m.time(x, number=1, repeat=1)[0] > 0; assert len(m.profile(x, repeat=1)) >= len(m.manifest.layers)"
+        "assert m.time(x, number=1, repeat=1)[0] > 0; assert len(m.profile(x, repeat=1)) >= len(m.manifest.layers); "
+        "import tvm"  # its runtime is the same file: nothing is registered twice
     )
     command = [sys.executable, "-c", script, built[0], tmp_path / "x.bin", tmp_path / "python.bin"]
     ended = subprocess.run(
@@ -150,6 +152,26 @@ def test_c_runtime_gives_the_same(built: tuple[Path, list[nvrtc.GpuCode]], tmp_p
     )
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "python.bin").read_bytes()
+
+
+def test_profile_knows_the_peak_of_the_gpu(built: tuple[Path, list[nvrtc.GpuCode]]) -> None:
+    """2048 MAC a cycle of an sm_80, 108 multiprocessors and 1.41 GHz by the driver; of unknown GPUs it is asked for."""
+
+    def profiled(**settings: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from qcompiler.cli import main; main()", "profile", built[0], "--repeat", "1", "--json"]  # fmt: skip
+        return subprocess.run(
+            command, env=gpu_simulator.environment(**settings), capture_output=True, text=True, check=False
+        )
+
+    known = profiled()
+    assert known.returncode == 0, known.stderr
+    result = json.loads(known.stdout)
+    assert result["peak"] == 2048 * 108 * 1410e6
+    assert "108 multiprocessors x 1.41 GHz" in result["peak_source"]
+    for settings in ({"QC_SIMULATED_KILOHERTZ": 0}, {"QC_SIMULATED_CAPABILITY": 120}):
+        unknown = profiled(**settings)
+        assert unknown.returncode == 1
+        assert "give the peak of the whole chip: --peak GMACS" in unknown.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 from search_networks import make
 
+from qcompiler.driver.search.attribute import Measured
 from qcompiler.driver.search.measure import (
-    Measured,
     alternating,
-    attributed,
     changes_of,
     costs_of,
     plan_of,
+    precisions_of,
     settled,
 )
 from qcompiler.driver.search.solve import allowed, evaluate
@@ -22,32 +24,33 @@ CHAIN = make(
 
 
 def test_plans_that_are_measured_are_plans_that_can_be_followed() -> None:
+    pairs = list(permutations(("int8", "bf16", "fp32"), 2))
     for network in (CHAIN, make([("add", [-1, -1]), ("add", [0, -1]), ("avg_pool2d", [1])], {1})):
-        for wanted in ("int8", "fp32"):
-            whole = settled(network, [wanted] * len(network.sites))  # type: ignore[list-item]
-            assert allowed(network, whole)
-            assert allowed(network, alternating(network, wanted))  # type: ignore[arg-type]
+        for first, second in pairs:
+            for choice in (
+                settled(network, [first] * len(network.sites)),
+                alternating(network, first, second),
+            ):
+                assert allowed(network, choice)
+                assert all(
+                    p in precisions_of(site, (p,)) for p, site in zip(choice, network.sites, strict=True)
+                )
     assert settled(CHAIN, ["fp32", "fp32", "fp32", "int8", "fp32"]) == ("fp32",) * 5
-    assert alternating(CHAIN, "int8") == ("int8", "int8", "fp32", "int8", "fp32")
+    assert alternating(CHAIN, "int8", "fp32") == ("int8", "int8", "fp32", "int8", "fp32")
 
 
 def test_every_tensor_between_layers_is_converted_in_one_of_the_plans() -> None:
-    converted = [changes_of(CHAIN, alternating(CHAIN, p)) for p in ("int8", "fp32")]  # type: ignore[arg-type]
-    assert converted[0][0] == ("fp32", "int8")
-    assert {t for plan in converted for t, change in enumerate(plan) if change} == {0, 1, 2, 3, 4, 5}
+    for pair in (("int8", "fp32"), ("int8", "bf16")):
+        converted = [changes_of(CHAIN, alternating(CHAIN, *p)) for p in permutations(pair)]  # type: ignore[arg-type]
+        assert converted[0][0] == (("fp32", "int8"),)
+        assert {t for plan in converted for t, changes in enumerate(plan) if changes} == {0, 1, 2, 3, 4, 5}
 
 
-def test_kernels_are_times_of_what_they_compute() -> None:
-    kernels = [
-        ("quantize", ("border0__",)),
-        ("conv", ("site0__",)),
-        ("fused", ("border1__", "site2__", "site2__1")),
-        ("conv", ("site4__12",)),
-        ("reshape", ("view",)),
-    ]
-    calls = [("quantize", 1.0), ("conv", 2.0), ("fused", 4.0), ("conv", 8.0), ("reshape", 16.0)]
-    found = attributed(calls, kernels, 40.0)
-    assert found == Measured({0: 2.0, 2: 4.0, 4: 8.0}, {0: 1.0}, 40.0)
+def test_a_tensor_may_need_several_conversions() -> None:
+    network = make([("conv2d", [-1]), ("conv2d", [0]), ("add", [0, -1])], {1})
+    assert changes_of(network, ("int8", "bf16", "fp32")) == [
+        (("fp32", "int8"),), (("int8", "bf16"), ("int8", "fp32")), (("bf16", "fp32"),), (),
+    ]  # fmt: skip
 
 
 def test_what_a_layer_takes_longer_at_a_border_is_the_border_s_cost() -> None:
@@ -59,7 +62,8 @@ def test_what_a_layer_takes_longer_at_a_border_is_the_border_s_cost() -> None:
         Measured({0: 1.0, 1: 6.75}, {0: 0.5, 1: 0.25}, 9.0),
         Measured({0: 5.0, 1: 1.5}, {1: 0.125}, 7.125),
     ]
-    costs = costs_of(chain, choices, measured, [{"int8": 0.1, "fp32": 0.0}] * 2)  # type: ignore[arg-type]
+    noise = [{"int8": 0.1, "fp32": 0.0}] * 2
+    costs = costs_of(chain, ("int8", "fp32"), choices, measured, noise)  # type: ignore[arg-type]
     assert costs.seconds == ({"int8": 1.0, "fp32": 5.0}, {"int8": 2.0, "fp32": 6.0})
     assert costs.changes[0] == {("fp32", "int8"): 0.5}
     assert costs.changes[1] == {("int8", "fp32"): 1.0, ("fp32", "int8"): 0.0}  # a gain is noise, and no cost

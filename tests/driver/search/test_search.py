@@ -15,7 +15,7 @@ from torch import nn
 import qcompiler
 from qcompiler.config import CompileConfig
 from qcompiler.driver.search import gate, search
-from qcompiler.driver.search.search import Attempt, SearchConfig, SearchResult
+from qcompiler.driver.search.result import Attempt, SearchConfig, SearchResult
 from qcompiler.driver.search.solve import Costs
 from qcompiler.errors import ConfigError, SearchError
 from qcompiler.quantization.network import Network
@@ -54,15 +54,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made_up(compiler: Any, found: Network, noise: Any, **_: Any) -> tuple[Costs, dict[str, float]]:
-    """Costs in which float is slower by a time that depends on the layer, and conversions are cheap."""
-    seconds = tuple({"int8": 1e-6, "fp32": 1e-6 + FLOAT_SECONDS.get(site.name, 0.0)} for site in found.sites)
+    """Costs in which float is slower by a time that depends on the layer, bf16 half as much; conversions are cheap."""
+    slower = {"int8": 0.0, "bf16": 0.5, "fp32": 1.0}
+    seconds = tuple(
+        {p: 1e-6 + slower[p] * FLOAT_SECONDS.get(site.name, 0.0) for p in of_site}
+        for site, of_site in zip(found.sites, noise, strict=True)
+    )
     changes = tuple({("fp32", "int8"): 1e-7, ("int8", "fp32"): 1e-7} for _ in found.tensors)
     return Costs(seconds, tuple(noise), changes), {"int8": 1e-5, "fp32": 1e-4}  # type: ignore[arg-type]
 
 
 def run(files: Path, output: Path, **goal: Any) -> SearchResult:
     return search.search(
-        str(files / "m.pt2"), CompileConfig(), SearchConfig(threads=1, points=6, **goal),
+        str(files / "m.pt2"), CompileConfig(), SearchConfig(**{"threads": 1, "points": 6, "precisions": ("int8", "fp32"), **goal}),
         calibration=files / "c.npz", data=files / "d.npz", output=output,
     )  # fmt: skip
 
@@ -92,7 +96,7 @@ def test_the_fastest_plan_of_the_front_with_the_least_that_is_needed_in_float(
     monkeypatch.setattr(search, "measure_costs", made_up)
     monkeypatch.setattr(search, "_attempt", measured())
     result = run(files, tmp_path / "plan.json", max_drop=5.0)
-    noise = {layer.name: layer.sqnr_db for layer in result.layers}
+    noise = {layer.name: layer.sqnr_db["int8"] for layer in result.layers}
     assert min(noise, key=noise.__getitem__) in ("0", "2")
     drops = [point.drop for point in result.front]
     assert drops[0] is not None
@@ -149,6 +153,10 @@ def test_refusals(files: Path, tmp_path: Path) -> None:
         SearchConfig(max_drop=-1)
     with pytest.raises(ConfigError, match="max_latency is 0"):
         SearchConfig(max_latency=0)
+    with pytest.raises(ConfigError, match="'fp8' is none; allowed: int8, fp32, bf16, fp16"):
+        SearchConfig(max_drop=1, precisions=("int8", "fp8", "fp32"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="int8 and fp32 must be among them"):
+        SearchConfig(max_drop=1, precisions=("int8", "bf16"))
     with pytest.raises(SearchError, match="arm-neon cannot run on this machine"):
         search.search(
             str(files / "m.pt2"), CompileConfig(target="arm-neon"), SearchConfig(max_drop=1),
@@ -184,5 +192,36 @@ def test_a_search_as_a_whole_keeps_its_promise(files: Path, tmp_path: Path) -> N
     assert chosen.drop is not None
     assert chosen.drop <= 0.05
     assert "2" in chosen.promised.float_layers
-    assert all(layer.int8_seconds > 0 and layer.fp32_seconds > 0 for layer in result.layers)
+    assert all(seconds > 0 for layer in result.layers for seconds in layer.seconds.values())
     assert result.samples == 96
+
+
+@pytest.mark.slow
+def test_a_search_with_three_precisions_keeps_its_promise(files: Path, tmp_path: Path) -> None:
+    result = run(files, tmp_path / "plan.json", max_drop=5.0, precisions=("int8", "bf16", "fp32"))
+    assert result.chosen.missed is None
+    assert list(result.uniform_seconds) == ["int8", "bf16", "fp32"]
+    convolution, pool = result.layers[0], result.layers[3]
+    assert set(convolution.seconds) == {"int8", "bf16", "fp32"}
+    assert set(pool.seconds) == {"int8", "fp32"}
+    assert convolution.sqnr_db["bf16"] > convolution.sqnr_db["int8"]
+
+
+def test_bf16_is_chosen_where_it_is_faster_than_fp32_and_exact_enough(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "measure_costs", made_up)
+    monkeypatch.setattr(search, "_attempt", measured())
+    result = run(files, tmp_path / "plan.json", max_drop=5.0, precisions=("bf16", "fp32", "int8"))
+    in_float = result.chosen.promised.float_layers
+    assert "bf16" in in_float.values()
+    plan = Plan.load(tmp_path / "plan.json")
+    assert {name: p for name, p in plan.layers.items() if p != "int8"} == in_float
+    assert any(
+        "fp16 was not tried" in remark and "--precisions int8,fp32,fp16" in remark
+        for remark in result.remarks
+    )
+    assert not any(remark.startswith("bf16") for remark in result.remarks)
+    whole = run(files, tmp_path / "plan.json", max_drop=5.0)
+    assert result.chosen.promised.seconds < whole.chosen.promised.seconds
+    assert any(remark.startswith("bf16 was not tried: ") for remark in whole.remarks)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_networks import make
 
+from qcompiler.driver.search.measure import precisions_of
 from qcompiler.driver.search.solve import Costs, Solution, allowed, cleanest, evaluate, fastest, front
 from qcompiler.quantization.network import Network
-from qcompiler.quantization.plan import PRECISIONS
 
 KINDS = ("conv2d", "add", "max_pool2d", "avg_pool2d")
 
@@ -19,17 +19,22 @@ KINDS = ("conv2d", "add", "max_pool2d", "avg_pool2d")
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Network, Costs]:
     sites = []
-    for s in range(draw(st.integers(1, 7))):
+    for s in range(draw(st.integers(1, 6))):
         kind = draw(st.sampled_from(KINDS))
         count = 2 if kind == "add" else 1
         sites.append((kind, [draw(st.integers(-1, s - 1)) for _ in range(count)]))
     network = make(sites, draw(st.sets(st.integers(-1, len(sites) - 1))))
+    tried = ("int8", "bf16", "fp32") if draw(st.booleans()) else ("int8", "fp32")
     time = st.integers(1, 20).map(float)
+    may = [precisions_of(site, tried) for site in network.sites]  # type: ignore[arg-type]
     costs = Costs(
-        tuple({"int8": draw(time), "fp32": draw(time)} for _ in network.sites),
-        tuple({"int8": 0.0 if s.moves else draw(time) / 1024, "fp32": 0.0} for s in network.sites),
+        tuple({p: draw(time) for p in own} for own in may),
         tuple(
-            {("fp32", "int8"): draw(st.integers(0, 9)) * 1.0, ("int8", "fp32"): draw(st.integers(0, 9)) * 1.0}
+            {p: 0.0 if s.moves or p == "fp32" else draw(time) / 1024 for p in own}
+            for s, own in zip(network.sites, may, strict=True)
+        ),
+        tuple(
+            {change: draw(st.integers(0, 9)) * 1.0 for change in itertools.permutations(tried, 2)}  # type: ignore[misc]
             for _ in network.tensors
         ),
         3.0,
@@ -38,7 +43,7 @@ def problems(draw: st.DrawFn) -> tuple[Network, Costs]:
 
 
 def every(network: Network, costs: Costs) -> list[Solution]:
-    choices = itertools.product(PRECISIONS, repeat=len(network.sites))
+    choices = itertools.product(*costs.seconds)
     return [evaluate(network, costs, c) for c in choices if allowed(network, c)]
 
 

@@ -107,7 +107,14 @@ def test_two_layers_that_read_one_tensor_are_scaled_together() -> None:
         (lambda m, x: m.c2(m.c1(x).sigmoid()), "sigmoid stands between the layers"),
         (lambda m, x: m.c2(m.c1(x) + x), "add stands between the layers"),
         (lambda m, x: m.c2(m.c2(m.c1(x))), "the weight of conv2d is used more than once"),
-        (lambda m, x: m.c2(m.c1(x).transpose(2, 3)), "transpose stands between the layers"),
+        (
+            lambda m, x: m.c2(m.c1(x).mean(1, True).expand(-1, 3, -1, -1)),
+            "a mean over other than both spatial",
+        ),
+        (
+            lambda m, x: m.c2(nn.functional.max_pool2d(m.c1(x).transpose(1, 2), 3, 1, 1).transpose(1, 2)),
+            "max_pool2d moves over the channels",
+        ),
     ],
 )
 def test_what_would_change_the_function_is_left_alone_with_the_reason(forward, reason: str) -> None:
@@ -170,6 +177,30 @@ def test_smoothing_moves_ranges_behind_a_layer_norm() -> None:
     (norm,) = weights.values()
     # The square root of the outlier's excess goes into the weights.
     assert 5.0 < norm[3] / norm.median() < 20.0
+
+
+def test_channels_are_followed_through_transpositions() -> None:
+    """As in attention whose batch is not the first axis, and in channels that were last for a while."""
+    turned = Calls(lambda m, x: m.c2(m.c1(x).transpose(2, 3)), c1=nn.Conv2d(3, 3, 1), c2=nn.Conv2d(3, 3, 1))
+    assert changed(turned)[1].changed == 1
+    last = Calls(
+        lambda m, x: m.b(m.c1(x).permute(0, 2, 3, 1).reshape(-1, 16)),
+        c1=nn.Conv2d(3, 16, 1),
+        b=nn.Linear(16, 4),
+    )
+    assert changed(last)[1].changed == 1
+    norm = nn.LayerNorm(16)
+    with torch.no_grad():
+        norm.weight[3] = 100.0
+    attention = nn.MultiheadAttention(16, 2)
+    batches: list[Batch] = [(torch.randn(2, 5, 16),) for _ in range(4)]
+    mixed = Calls(
+        lambda m, x: m.attention(*[m.norm(x).transpose(0, 1)] * 3, need_weights=False)[0],
+        norm=norm, attention=attention,
+    )  # fmt: skip
+    _, change = changed(mixed, smooth, batches)
+    assert change.changed == 1
+    assert all("transpose" not in reason for reason in change.refused), change.refused
 
 
 def test_smoothing_leaves_convolutions_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from qcompiler.driver.link import link_shared
 from qcompiler.driver.machine_code.library import kernel_functions
 from qcompiler.driver.machine_code.loops import inner_loop
 from qcompiler.targets import registry
-from qcompiler.targets.arm.decisions import dense_decision
+from qcompiler.targets.arm.decisions import dense_decision, loads_halves
 from qcompiler.targets.arm.dense import Dense
 from qcompiler.targets.arm.finish import Epilogue
 from qcompiler.targets.arm.requantization import Requantization
+from qcompiler.targets.base import Target
 from qcompiler.targets.cpu.shapes import ConvShape
 from qcompiler.targets.workload import mark_scheduled
 
@@ -31,21 +33,27 @@ PRODUCTS = {"arm-neon": 0.4, "arm-dotprod": 0.7, "arm-i8mm": 0.5, "arm-cortex-a5
 """Least share of products among the instructions of a loop: a spilled accumulator adds two that are none."""
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_nothing_is_spilled(name: str, tmp_path: Path) -> None:
-    target = registry.resolve(name)
+def kernels(target: Target) -> tvm.IRModule:
+    """Kernels of ``SHAPES`` with the tiles of no tuning, for several threads."""
     functions = {}
     for kernel, (size, c, o, window, stride) in SHAPES.items():
         shape = ConvShape(1, size, size, c, o, (window, window), (stride, stride), (0, 0, 0, 0), (1, 1), 1)
         decision = dense_decision(target, shape)
         epilogue = Epilogue(Requantization(3, 0, 255), None)
         tiled = Dense(
-            shape, epilogue, target.instruction, decision.vectors, decision, matrix=False, paired=True
-        )
+            shape, epilogue, target.instruction, decision.vectors, decision,
+            matrix=False, paired=True, halves=loads_halves(target),
+        )  # fmt: skip
         made = tiled.function(10**6)
         functions[kernel] = mark_scheduled(made).with_attr("global_symbol", kernel)
+    return tvm.IRModule(functions)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_nothing_is_spilled(name: str, tmp_path: Path) -> None:
+    target = registry.resolve(name)
     library = tmp_path / "kernels.so"
-    compiled = tvm.compile(tvm.IRModule(functions), target=registry.to_tvm(target, 1))
+    compiled = tvm.compile(kernels(target), target=registry.to_tvm(target, 1))
     compiled.export_library(str(library), fcompile=link_shared)
     for kernel, members in kernel_functions(library).items():
         loop = inner_loop(members)
@@ -53,3 +61,13 @@ def test_nothing_is_spilled(name: str, tmp_path: Path) -> None:
         multiply = sum(i.mnemonic in (target.instruction, "smlal") for i in loop.instructions)
         assert not any(i.kind == "store" for i in loop.instructions), kernel
         assert multiply / len(loop.instructions) >= PRODUCTS[name], kernel
+
+
+@pytest.mark.parametrize("name", ["arm-dotprod", "arm-cortex-a55"])
+def test_tiles_are_on_the_stack_and_half_loads_on_the_core_that_likes_them(name: str) -> None:
+    target = registry.resolve(name)
+    code = tvm.tirx.build(kernels(target), target=registry.to_tvm(target, 1)).inspect_source("asm")
+    assert "TVMBackendParallelLaunch" in code
+    assert "AllocWorkspace" not in code
+    halves = len(re.findall(r"ldr\s+d\d+, \[x\d+, x\d+\]", code))
+    assert halves > 100 if loads_halves(target) else not halves

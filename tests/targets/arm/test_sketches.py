@@ -15,7 +15,7 @@ from tvm.s_tir import Schedule
 from qcompiler.driver.tuning.neutral import neutral
 from qcompiler.operators import call
 from qcompiler.targets import registry
-from qcompiler.targets.arm.decisions import dense_decision
+from qcompiler.targets.arm.decisions import dense_decision, loads_halves
 from qcompiler.targets.arm.finish import Epilogue
 from qcompiler.targets.arm.requantization import Requantization
 from qcompiler.targets.arm.sketches import DENSE, Problem, dense_workload, depthwise_workload
@@ -29,7 +29,9 @@ def workload(target: str, *, zero_point: int = 3, paired: bool = True) -> Worklo
     found = registry.resolve(target)
     decision = dense_decision(found, SHAPE)
     epilogue = Epilogue(Requantization(zero_point, 0, 255), None)
-    problem = Problem(SHAPE, epilogue, found.instruction, decision.vectors, False, paired, 10**6)
+    problem = Problem(
+        SHAPE, epilogue, found.instruction, decision.vectors, False, paired, loads_halves(found), 10**6
+    )
     return dense_workload(problem, found, decision)
 
 
@@ -51,7 +53,7 @@ def workload(target: str, *, zero_point: int = 3, paired: bool = True) -> Worklo
             st.one_of(st.none(), st.integers(0, 20)),
         ),
         st.sampled_from(["smull", "sdot", "smmla"]), st.integers(0, 8), st.booleans(), st.booleans(),
-        st.integers(0, 2**31 - 1),
+        st.booleans(), st.integers(0, 2**31 - 1),
     )
 )  # fmt: skip
 def test_problems_survive_an_annotation(given_problem: Problem) -> None:
@@ -73,7 +75,7 @@ def test_stand_in_and_kernel_have_the_same_arguments(target: str) -> None:
 def problem_of_depthwise(target: str) -> Problem:
     shape = ConvShape(1, 12, 11, 40, 40, (3, 3), (1, 1), (0, 0, 0, 0), (1, 1), 40)
     epilogue = Epilogue(Requantization(3, 0, 255), None)
-    return Problem(shape, epilogue, registry.resolve(target).instruction, 0, False, True, 10**6)
+    return Problem(shape, epilogue, registry.resolve(target).instruction, 0, False, True, False, 10**6)
 
 
 @pytest.mark.parametrize("zero_points", [(3, 7), (0, 128), (255, 0)])
@@ -133,7 +135,7 @@ def network() -> tvm.IRModule:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("target", ARM_TARGETS)
+@pytest.mark.parametrize("target", [*ARM_TARGETS, "arm-cortex-a55"])
 def test_any_decisions_give_the_reference_s_bits(target: str, seed: int) -> None:
     if (reason := why_not_emulated()) is not None:
         pytest.skip(reason)
