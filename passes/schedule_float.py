@@ -89,10 +89,12 @@ def _schedule_block(sch: Schedule, block: SBlockRV, lanes: int) -> None:
     vector_extent = _extent(sch, last) or 1
     if vector_extent >= 4:
         # Sums over the reduction, a vector of outputs at a time.
-        chunk, vector = sch.split(last, [None, min(vector_extent, 2 * lanes)])
+        fitting = (w for w in (2 * lanes, lanes, lanes // 2) if vector_extent % w == 0)
+        width = next(fitting, min(vector_extent, 2 * lanes))
+        chunk, vector = sch.split(last, [None, width])
         sch.reorder(*outer, chunk, *reduced, vector)
         tasks = [*outer, chunk]
-        if vector_extent % min(vector_extent, 2 * lanes) == 0 and not _writes_booleans(sch, block):
+        if vector_extent % width == 0 and not _writes_booleans(sch, block):
             sch.vectorize(vector)
     else:
         sch.reorder(*spatial, *reduced)

@@ -112,6 +112,9 @@ class CompileConfig:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("plan", "dump_ir", "log"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         precisions = get_args(Precision)
         for where, precision in (("precision", self.precision), *self.layer_precision.items()):
             if precision not in precisions:

@@ -191,11 +191,15 @@ def _plot(result: SearchResult, path: Path) -> None:
     from qcompiler.report.front_plot import Mark, plot_front
 
     chosen = result.chosen
+
+    def label(point: Point) -> str:
+        return _counts(result, point).replace(" ", "")
+
     plot_front(
-        [Mark(p.seconds, p.sqnr_db, p.drop, str(len(p.float_layers))) for p in result.front],
-        Mark(chosen.seconds, chosen.sqnr_db, chosen.drop, str(len(chosen.promised.float_layers))),
+        [Mark(p.seconds, p.sqnr_db, p.drop, label(p)) for p in result.front],
+        Mark(chosen.seconds, chosen.sqnr_db, chosen.drop, label(chosen.promised)),
         path,
-        title=f"Plans of {len(result.layers)} layers; numbers: layers in float; {result.samples} samples, "
-        f"threads: {result.threads}",
+        title=f"Plans of {len(result.layers)} layers; numbers: layers in {'/'.join(result.uniform_seconds)}; "
+        f"{result.samples} samples, threads: {result.threads}",
         criterion=result.criterion,
     )

@@ -34,6 +34,7 @@ from qcompiler.driver.quantized import (
     trained_program,
 )
 from qcompiler.driver.tuning.apply import TunedScheduler, open_logs
+from qcompiler.driver.widened import describe_widened
 from qcompiler.driver.zeros import zero_shares
 from qcompiler.errors import BuildError, ConfigError
 from qcompiler.frontend import capture
@@ -243,6 +244,9 @@ def build_integer(
         written = bundle.write(output, library, manifest, extra)
     for record in manifest.float_operators:
         log.info("%s at %s stays in float: %s", record.operator, record.place, record.reason)
+    widened = describe_widened(manifest.layers)
+    if widened is not None:
+        log.warning("%s", widened)
     return Built(CompileResult(written, read_manifest(written)), physical.kernels)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.fx import GraphModule, Node
 
-from qcompiler.quantization.attention import plain_attention
+from qcompiler.quantization.attention import spelled_attention
 from qcompiler.quantization.emitter import Emitter
 from qcompiler.quantization.operator_classes import ORIGIN, argument, aten, shape_of
 
@@ -31,8 +31,7 @@ def canonicalize(model: GraphModule) -> None:
     - ``selu(x)`` -> ``elu(x, alpha) * scale``
     - ``celu(x, alpha)`` -> ``elu(x / alpha) * alpha``
     - ``add(x, y, alpha=a)`` -> ``x + y * a``, and so for ``sub``
-    - ``scaled_dot_product_attention`` -> the same of four dimensions, as many keys as queries have heads, the default
-      scale, and a mask that is added, or none
+    - ``scaled_dot_product_attention(q, k, v, mask)`` -> ``softmax(q k^T * scale + mask) v``
 
     Args:
         model: a graph of functional operators, so that a copy and its origin always have one value.
@@ -179,7 +178,7 @@ _SPELLINGS: dict[object, Callable[[Emitter, Node], Node]] = {
     aten.mish.default: _mish,
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.rsub.Scalar: _reversed_difference,
-    aten.scaled_dot_product_attention.default: plain_attention,
+    aten.scaled_dot_product_attention.default: spelled_attention,
     aten.selu.default: _selu,
     aten.sub.Tensor: _weighted,
 }

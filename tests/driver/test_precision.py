@@ -144,6 +144,17 @@ def test_layers_have_their_own_precision(network: nn.Module, tmp_path: Path) -> 
     assert reasons["conv2d"] == "precision bf16"
 
 
+def test_weights_that_are_widened_for_nothing_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Linear(32, 32).eval()
+    for rows, told in ((64, True), (1, False)):
+        caplog.clear()
+        example = (torch.zeros(rows, 32),)
+        qcompiler.compile(model, example, precision="fp16", target="x86-avx2", output=tmp_path / "bundle")
+        assert ("widened to float32 at each use" in caplog.text) is told
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -61,6 +61,12 @@ def test_booleans_are_written_one_at_a_time_and_compile() -> None:
     np.testing.assert_array_equal(out.numpy(), data > 0)
 
 
+def test_vectors_are_as_wide_as_the_outputs_allow() -> None:
+    """48 outputs are three vectors of 16, and no one and a half of 32."""
+    for bits, inner, width in ((512, 48, 16), (512, 64, 32), (512, 24, 8), (256, 48, 16), (256, 12, 4)):
+        assert f"T.vectorized({width})" in text(ScheduleFloat(bits)(row_sum(3, 5, inner)))
+
+
 def test_kernels_with_a_schedule_are_left_alone() -> None:
     plain = exponential(64, 1024)
     marked = tvm.IRModule({"kernel": plain["kernel"].with_attr(SCHEDULED, True)})
@@ -76,6 +82,7 @@ def test_kernels_with_a_schedule_are_left_alone() -> None:
         (lambda: row_sum(3, 5, 7), [(3, 5, 7), (3, 7)]),
         (lambda: row_sum(2, 5, 3), [(2, 5, 3), (2, 3)]),
         (lambda: row_sum(4, 9, 70), [(4, 9, 70), (4, 70)]),
+        (lambda: row_sum(3, 5, 12), [(3, 5, 12), (3, 12)]),
     ],
 )
 def test_schedules_do_not_change_values(build: Any, shapes: list[tuple[int, ...]]) -> None:

@@ -108,3 +108,36 @@ def test_layers_alone_are_what_a_run_with_one_layer_gives(
     assert torch.equal(whole["second"], second)
     (exact,) = simulation.run({}, data)
     assert all((found != exact).any() for found in whole.values())
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_a_float_of_16_bits_rounds_weights_and_where_it_is_multiplied_what_is_read(multiplies: bool) -> None:
+    module = Calls(
+        lambda m, x: m.fc(m.second(m.first(x)).mean((2, 3))),
+        first=nn.Conv2d(3, 8, 3), second=nn.Conv2d(8, 8, 1), fc=nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    program = capture(module, (torch.zeros(SHAPE),))
+    simulation = LayerSimulation(calibrate(program, RULES, batches(2), CompileConfig()), multiplies)
+    data = batches(3, 90)
+
+    def half(x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16().float()
+
+    def conv(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+        return F.conv2d(half(x) if multiplies else x, half(layer.weight), layer.bias)  # type: ignore[arg-type]
+
+    with torch.no_grad():
+        wanted = torch.stack(
+            [module.fc(conv(conv(x, module.first), module.second).mean((2, 3))) for (x,) in data]
+        )
+    (found,) = simulation.run({"first": "bf16", "second": "bf16"}, data)
+    # Sums over stacked samples are taken in another order; where that crosses the middle of two bfloat16, a step of one
+    # input of a sum of eight.
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    (exact,) = simulation.run({}, data)
+    assert (found - exact).abs().max() > (found - wanted).abs().max()
+    alone = {(name, p): found for name, p, _, (found,), _ in simulation.alone(data, ("int8", "bf16"))}
+    assert torch.equal(alone["first", "bf16"], simulation.run({"first": "bf16"}, data)[0])
+    assert set(alone) == {(name, p) for name in ("first", "second", "fc") for p in ("int8", "bf16")} | {
+        ("mean", "int8")
+    }

@@ -49,6 +49,8 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "astype_int8": lambda x: op.astype(x, "int8"),
     "astype_float": lambda x: op.astype(x, "float32"),
     "take": lambda x: op.take(x, relax.const(np.array([[2, 0], [1, 1]]), "int64"), axis=1),
+    "take_one": lambda x: op.take(x, relax.const(2, "int64"), axis=1),
+    "take_one_or_the_nearest": lambda x: op.take(x, relax.const(2, "int64"), axis=1, mode="clip"),
     "take_flat": lambda x: op.take(op.reshape(x, (240,)), relax.const(np.array([7, 239]), "int64"), axis=0),
     "resize": lambda x: op.image.resize2d(x, (12, 15), method="nearest_neighbor"),
     "resize_nhwc": lambda x: op.image.resize2d(x, (8, 12), layout="NHWC", method="nearest_neighbor"),
