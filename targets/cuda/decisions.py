@@ -6,7 +6,7 @@ from math import prod
 
 from qcompiler.targets.base import GpuTarget
 from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
-from qcompiler.targets.cuda.gemm import DEPTH, Tile
+from qcompiler.targets.cuda.gemm import DEPTH, Tile, even_splits
 from qcompiler.targets.cuda.layouts import BLOCK
 
 TILES = (
@@ -87,8 +87,7 @@ def splits(shape: ConvShape, wanted: int) -> int:
     """Blocks that share the sums of a tile: ``wanted``, or as many as k is long enough for, none without work."""
     tiles = ceil_div(shape.in_channels // shape.groups * prod(shape.kernel), DEPTH)
     least = SPLIT_BYTES // DEPTH
-    count = max(min(wanted, MOST_SPLITS, tiles // least), 1)
-    return ceil_div(tiles, ceil_div(tiles, count))
+    return even_splits(tiles, max(min(wanted, MOST_SPLITS, tiles // least), 1))
 
 
 def uses_tensor_cores(shape: ConvShape) -> bool:

@@ -78,6 +78,11 @@ class Tile:
         return 4 * self.stages * sum(self.stage_words)
 
 
+def even_splits(tiles: int, wanted: int) -> int:
+    """Blocks that share ``tiles`` of k, ``wanted`` or as few less as it takes for each to have some."""
+    return ceil_div(tiles, ceil_div(tiles, wanted))
+
+
 @dataclass(frozen=True)
 class Gemm:
     """A convolution, dense or in groups, or a matrix product of ``[M, K]`` and ``[M, CO]`` where ``matrix`` says so.

@@ -17,8 +17,8 @@ from qcompiler.targets.cpu.shapes import ConvShape, ceil_div
 from qcompiler.targets.cpu.storage import UNSIGNED
 from qcompiler.targets.cuda import decisions, depthwise, direct, layouts
 from qcompiler.targets.cuda.finish import Epilogue, Requantization, bounded
-from qcompiler.targets.cuda.gemm import Gemm
 from qcompiler.targets.cuda.schedules import GpuSchedules
+from qcompiler.targets.cuda.sketches import Problem, gemm_workload
 
 
 def _requantization(attrs: Any, magnitude: float) -> Requantization:
@@ -45,10 +45,11 @@ def _lower_gemm(call: relax.Call, shape: ConvShape, weight: NDArray[np.int8], ta
     assert isinstance(target, GpuTarget), target.name
     tile = decisions.choose_tile(shape, target)
     pad_value = 0 if matrix else int(call.attrs["pad_value"])
-    gemm = Gemm(shape, _epilogue(call), tile, pad_value, matrix)
+    problem = Problem(shape, _epilogue(call), pad_value, matrix)
+    gemm = problem.gemm(tile)
     packed = layouts.pack_fragments(weight, shape.groups, gemm.packed_depth)
     args = _arguments(call, packed, shape.groups, gemm.blocks * layouts.BLOCK)
-    return Lowered(gemm.function(), args, "mma.sync")
+    return Lowered(gemm_workload(problem, target, tile), args, "mma.sync")
 
 
 def lower_conv2d(call: relax.Call, target: Target) -> Lowered:

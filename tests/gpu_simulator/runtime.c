@@ -2,6 +2,7 @@
  * QC_SIMULATED_CAPABILITY is its compute capability, as 80; QC_SIMULATED_DEVICES how many there are. */
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { SUCCESS = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_SUPPORTED = 801 };
 enum {
@@ -75,11 +76,14 @@ int cudaPeekAtLastError(void) { return SUCCESS; }
 const char *cudaGetErrorName(int error) { return (void)error, "simulated error"; }
 const char *cudaGetErrorString(int error) { return (void)error, "simulated error"; }
 
-int cudaEventCreate(void **event) { return *event = malloc(1), SUCCESS; }
+int cudaEventCreate(void **event) { return *event = malloc(sizeof(struct timespec)), SUCCESS; }
 int cudaEventDestroy(void *event) { return free(event), SUCCESS; }
-int cudaEventRecord(void *event, void *stream) { return (void)event, (void)stream, SUCCESS; }
+int cudaEventRecord(void *event, void *stream) { return (void)stream, clock_gettime(CLOCK_MONOTONIC, event), SUCCESS; }
 int cudaEventSynchronize(void *event) { return (void)event, SUCCESS; }
-int cudaEventElapsedTime(float *ms, void *a, void *b) { return (void)a, (void)b, *ms = 1, SUCCESS; }
+int cudaEventElapsedTime(float *ms, void *a, void *b) {
+  const struct timespec *from = a, *to = b;
+  return *ms = (float)((to->tv_sec - from->tv_sec) * 1e3 + (to->tv_nsec - from->tv_nsec) * 1e-6), SUCCESS;
+}
 int cudaStreamCreate(void **stream) { return *stream = malloc(1), SUCCESS; }
 int cudaStreamCreateWithFlags(void **stream, unsigned flags) { return (void)flags, cudaStreamCreate(stream); }
 int cudaStreamDestroy(void *stream) { return free(stream), SUCCESS; }

@@ -36,6 +36,19 @@ def build_module(
     return build_library(executable, kernels, library)
 
 
+def build_functions(
+    module: tvm.IRModule, target: GpuTarget, tvm_target: tvm.target.Target, library: Path
+) -> None:
+    """Compiles scheduled kernels and functions of the host that call them into a library.
+
+    Raises:
+        BuildError: as of :func:`build_library`.
+    """
+    with embed.source_only(), verified(target) as kernels:
+        built = tvm.compile(module, target=tvm_target)
+    build_library(built, kernels, library)
+
+
 def build_library(executable: Any, kernels: Kernels, library: Path) -> dict[str, Counter[str]]:
     """Writes a library with machine code for the target's architectures, and PTX for later ones.
 

@@ -10,18 +10,20 @@ import torch
 
 from qcompiler.config import CompileConfig, TuneConfig
 from qcompiler.driver import quantized as driver
+from qcompiler.driver.gpu import nvrtc
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.tuning.fleet import LocalFleet
 from qcompiler.driver.tuning.log import KEY, Key
 from qcompiler.driver.tuning.tasks import extract
 from qcompiler.driver.tuning.tune import Fleet, Say, Tuned, tune_tasks
 from qcompiler.driver.tuning.writer import LogWriter
-from qcompiler.errors import ConfigError, TargetError
+from qcompiler.errors import ConfigError, GpuError, TargetError
 from qcompiler.frontend.importer import import_program
 from qcompiler.passes import pipeline
+from qcompiler.runtime.gpu import compute_capability
 from qcompiler.runtime.threads import available_cpus, default_threads
 from qcompiler.targets import registry
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 from qcompiler.targets.host import read_host
 
 
@@ -47,14 +49,11 @@ def tune_model(
     Raises:
         TuningLogError: the log's folder holds a log for something else, or cannot be written.
         TuningError: nothing can be measured.
+        TargetError: this machine has not the chip to measure on.
         QCompilerError: as when compiling.
     """
     target = registry.resolve(config.target)
-    if tuning.rpc is not None and not tuning.threads:
-        raise ConfigError(
-            "threads is not given; with rpc give the numbers of threads of the devices: --threads 1,4"
-        )
-    threads = tuple(sorted(set(tuning.threads or (1, default_threads()))))
+    threads = _threads(target, tuning)
     make_fleet = _fleet(target, threads, tuning, say)
     # A log for something else is found out before the model is calibrated.
     folder = tuning.log or Path("tuning_logs")
@@ -76,12 +75,51 @@ def tune_model(
     return replace(tuned, optimizations=quantized.optimizations)
 
 
+def _threads(target: Target, tuning: TuneConfig) -> tuple[int, ...]:
+    """Numbers of threads to measure at."""
+    if isinstance(target, GpuTarget):
+        if tuning.threads:
+            raise ConfigError(
+                f"threads is given, and target {target.name} is a GPU, whose kernels have threads of their own; leave it out"
+            )
+        return (1,)
+    if tuning.rpc is not None and not tuning.threads:
+        raise ConfigError(
+            "threads is not given; with rpc give the numbers of threads of the devices: --threads 1,4"
+        )
+    return tuple(sorted(set(tuning.threads or (1, default_threads()))))
+
+
+def _check_gpu(target: GpuTarget) -> None:
+    """Refuses to measure kernels on another GPU than they are for.
+
+    Raises:
+        TargetError: this machine has none, or another one.
+    """
+    there = (
+        "measure on a machine that has it: there 'python -m tvm.exec.rpc_server --tracker HOST:PORT --key KEY', somewhere "
+        "'python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port PORT', and here --rpc HOST:PORT --key KEY; kernels are built here, "
+        "without a GPU"
+    )
+    try:
+        capability = compute_capability()
+    except GpuError as error:
+        raise TargetError(f"kernels for {target.name} are measured on a GPU: {error}; or {there}") from error
+    if f"sm_{capability}" not in target.architectures:
+        raise TargetError(
+            f"target {target.name} is for {', '.join(target.architectures)}, and this GPU is sm_{capability}: times of one say "
+            f"little of another; tune for cuda-sm{capability}, or {there}"
+        )
+
+
 def _holds_logs(folder: Path) -> bool:
     """Whether this is a folder of logs, one a target, and no log itself."""
     return not (folder / KEY).is_file() and any(folder.glob(f"*/{KEY}"))
 
 
 def _fleet(target: Target, threads: tuple[int, ...], tuning: TuneConfig, say: Say) -> Callable[[], Fleet]:
+    if isinstance(target, GpuTarget):
+        nvrtc.toolkit()  # said before anything else is done
     if tuning.rpc is not None:
         from qcompiler.driver.tuning.boards import BoardFleet
 
@@ -89,6 +127,9 @@ def _fleet(target: Target, threads: tuple[int, ...], tuning: TuneConfig, say: Sa
         return lambda: BoardFleet(
             target, tuning.jobs, (host, int(port)), str(tuning.key), tuning.rpc_timeout, say
         )
+    if isinstance(target, GpuTarget):
+        _check_gpu(target)
+        return lambda: LocalFleet(target, tuning.jobs)
     missing = sorted(set(target.required_features) - read_host().features)
     if missing:
         raise TargetError(

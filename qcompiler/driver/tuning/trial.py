@@ -24,6 +24,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import Trace
 
 from qcompiler.driver.tuning.decisions import TraceJson
+from qcompiler.targets.base import GpuTarget
 
 Array = npt.NDArray[Any]
 
@@ -50,6 +51,7 @@ class Build:
         copies: copies of each argument, output last.
         target: TVM's target, as JSON.
         library: file to write.
+        gpu: the GPU that the kernel is for; None for a processor.
     """
 
     module: str
@@ -57,6 +59,7 @@ class Build:
     copies: tuple[int, ...]
     target: dict[str, Any]
     library: str
+    gpu: GpuTarget | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Run:
         copies: copies of each argument, output last.
         threads: numbers of threads.
         rounds: turns.
+        gpu: the libraries run on a GPU.
     """
 
     libraries: tuple[str, ...]
@@ -76,6 +80,7 @@ class Run:
     copies: tuple[int, ...]
     threads: tuple[int, ...]
     rounds: int = 1
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,13 @@ def build(job: Build) -> None:
     Trace.apply_json_to_schedule(job.trace, sch)
     kernel = finish(sch)
     functions = {"body": kernel.with_attr("global_symbol", "body"), "cycle": _cycle(kernel, job.copies)}
-    built = tvm.tirx.build(IRModule(functions), target=tvm.target.Target(job.target))
-    built.export_library(job.library, fcompile=link_shared)
+    target = tvm.target.Target(job.target)
+    if job.gpu is None:
+        tvm.tirx.build(IRModule(functions), target=target).export_library(job.library, fcompile=link_shared)
+        return
+    from qcompiler.driver.gpu.build import build_functions
+
+    build_functions(IRModule(functions), job.gpu, target, Path(job.library))
 
 
 def _cycle(kernel: tirx.PrimFunc, copies: Sequence[int]) -> tirx.PrimFunc:
@@ -130,8 +140,12 @@ def _cycle(kernel: tirx.PrimFunc, copies: Sequence[int]) -> tirx.PrimFunc:
     buffers, views = [], []
     for buffer, count in zip(kernel.params, copies, strict=True):
         shape, dtype = [int(d) for d in buffer.shape], str(buffer.dtype)
-        every = tirx.decl_buffer((count, padded(prod(shape), dtype)), dtype, name=buffer.name)
-        first = tirx.address_of(tirx.BufferLoad(every, [turn if count > 1 else 0, 0]))
+        size = padded(prod(shape), dtype)
+        every = tirx.decl_buffer((count, size), dtype, name=buffer.name)
+        # By its address alone: where it is a GPU's, the host must not look into it.
+        first = tirx.handle_add_byte_offset(
+            every.data, turn * (size * np.dtype(dtype).itemsize) if count > 1 else 0
+        )
         extents = tirx.op.tvm_stack_make_shape(*shape) if shape else 0
         views.append(tirx.op.tvm_stack_make_array(first, extents, 0, len(shape), tirx.const(0, dtype), 0))
         buffers.append(every)

@@ -24,7 +24,7 @@ from qcompiler.driver.tuning.trial import Build, Run, Timing
 from qcompiler.driver.tuning.writer import LogWriter
 from qcompiler.errors import TuningError
 from qcompiler.runtime.manifest import OptimizationRecord
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 
 REAL_GAIN = 0.02
 """Share of the default's time that a schedule must save to take its place: less may be noise."""
@@ -148,6 +148,7 @@ class _Tuning:
     ) -> None:  # fmt: skip
         self.target, self.tvm_target, self.writer, self.fleet = target, tvm_target, writer, fleet
         self.threads, self.config, self.say, self.scratch = threads, config, say, scratch
+        self.gpu = target if isinstance(target, GpuTarget) else None
         self.start = time.monotonic()
         register(target)  # records of other models, too, are replayed
         self.model = cost.make()
@@ -285,14 +286,16 @@ class _Tuning:
         jobs = [
             Build(
                 state.files.module, trace, state.files.copies, self.config_json,
-                str(state.files.folder / f"{state.batches:04d}-{k:03d}.so"),
+                str(state.files.folder / f"{state.batches:04d}-{k:03d}.so"), self.gpu,
             )
             for k, trace in enumerate(traces)
         ]  # fmt: skip
         return [(job.library, fault) for job, fault in zip(jobs, self.fleet.build(jobs), strict=True)]
 
     def _run(self, state: _State, libraries: tuple[str, ...], rounds: int = 1) -> Run:
-        return Run(libraries, state.files.data, state.files.copies, self.threads, rounds)
+        return Run(
+            libraries, state.files.data, state.files.copies, self.threads, rounds, self.gpu is not None
+        )
 
     def _settle(self, states: Sequence[_State]) -> None:
         """Compares the best schedules of each kernel with its default, in turns, and sets what is used."""

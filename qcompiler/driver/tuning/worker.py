@@ -33,7 +33,7 @@ def run_here(job: Any) -> Any:
     """Checks and times libraries in this process."""
     from qcompiler.driver.tuning import trial
 
-    return trial.run(job, _Here())
+    return trial.run(job, _HereOnGpu() if job.gpu else _Here())
 
 
 SESSION_LOST = "session lost"
@@ -58,7 +58,8 @@ def run_there(job: Any, url: str, port: int, key: str, timeout: int) -> Any:
     from qcompiler.driver.tuning import trial
 
     try:
-        board = _There(rpc.connect(url, port, key, timeout))
+        session = rpc.connect(url, port, key, timeout)
+        board = _ThereOnGpu(session) if job.gpu else _There(session)
         return trial.run(job, board)
     except _RefusedError as error:
         raise RuntimeError(str(error)) from error
@@ -91,6 +92,21 @@ class _There:
             )
 
 
+class _ThereOnGpu(_There):
+    """The first GPU of a device as a machine."""
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(session)
+        self.device = session.cuda()
+        if not self.device.exist:
+            raise _RefusedError(
+                "the device has no GPU, or its TVM runtime has no driver to reach it; look at what nvidia-smi says there"
+            )
+
+    def use_threads(self, threads: int) -> None:
+        """A GPU's threads are the kernel's own."""
+
+
 class _Here:
     """This process as a machine."""
 
@@ -108,3 +124,15 @@ class _Here:
         from qcompiler.runtime.threads import configure
 
         configure(threads)
+
+
+class _HereOnGpu(_Here):
+    """The first GPU of this machine as a machine."""
+
+    def __init__(self) -> None:
+        import tvm
+
+        self.device = tvm.cuda()
+
+    def use_threads(self, threads: int) -> None:
+        """A GPU's threads are the kernel's own."""
