@@ -111,10 +111,12 @@ def main() -> None:
             found = run(bundle, data.test)
             with torch.no_grad():
                 simulated = np.concatenate([qat(x).numpy() for x in data.test.split(100)])
+            exact = qcompiler.simulate(qat, (data.test[:1],), target=arguments.target)(data.test).numpy()
             difference, step = np.abs(found - simulated), np.ptp(simulated) / 255
             row |= {
                 "epochs": arguments.epochs,
                 "rate": arguments.rate,
+                "simulate_differs": int((exact != found).sum()),
                 "same_top1_percent": 100 * float((found.argmax(1) == simulated.argmax(1)).mean()),
                 "differ_by_0.1_step_percent": 100 * float((difference > 0.1 * step).mean()),
                 "largest_difference_steps": float(difference.max() / step),

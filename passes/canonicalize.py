@@ -15,7 +15,7 @@ After::
     r = clip(p, 0, 6)
     a = strided_slice(r, ...);  b = strided_slice(r, ...)
     m = broadcast_to(-inf, ...)
-    t = take(table, ids, mode="clip")
+    t = take(table, ids, mode="wrap")
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class _Canonicalize(Rewriter):
             filling = array(new.args[1]).reshape(1).astype(dtype(value))
             return relax.op.broadcast_to(constant(filling), dims(value))
         if name == "relax.take" and value.attrs.mode == "fast":
-            # Whoever runs the library may give any index; it must not read beyond the tensor.
-            return relax.op.take(new.args[0], new.args[1], axis=value.attrs.axis, mode="clip")
+            # Whoever runs the library may give any index; it must not read beyond the tensor, and -1 is the last.
+            return relax.op.take(new.args[0], new.args[1], axis=value.attrs.axis, mode="wrap")
         if name == "relax.nn.dropout":
             return relax.Tuple([new.args[0], new.args[0]])
         if name == "relax.permute_dims" and value.attrs.axes is not None:

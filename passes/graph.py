@@ -35,7 +35,7 @@ def array(expr: relax.Expr) -> NDArray[Any]:
 
 def constant(values: NDArray[Any]) -> relax.Expr:
     """A constant of exactly the dtype of ``values``."""
-    values = np.ascontiguousarray(values)
+    values = np.asarray(values, order="C")  # ascontiguousarray makes scalars arrays
     return relax.const(values, values.dtype.name)
 
 

@@ -84,7 +84,7 @@ class _Lift:
         """A parameter for a tensor of at least so many bytes; any other constant as it is."""
         if not isinstance(constant.ty, relax.TensorType):
             return constant
-        values = np.ascontiguousarray(array(constant))
+        values = np.asarray(array(constant), order="C")
         if values.nbytes < least:
             return constant
         key = (str(values.dtype), values.shape, hashlib.sha256(values.tobytes()).digest())

@@ -68,7 +68,7 @@ def make(build: Callable[..., Any], *inputs: Input) -> tvm.IRModule:
 
 
 def const(values: Any, dtype: str | None = None) -> relax.Expr:
-    array = np.ascontiguousarray(np.asarray(values, dtype))
+    array = np.asarray(values, dtype, order="C")
     return relax.const(array, array.dtype.name)
 
 

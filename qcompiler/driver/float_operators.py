@@ -21,11 +21,11 @@ _MOVEMENT = frozenset(
 """Operators that compute nothing, whatever the dtype."""
 
 _NAMES = {
-    "attention": "scaled_dot_product_attention",
-    "attention_bias": "scaled_dot_product_attention",
+    "matmul": "scaled_dot_product_attention",
+    "softmax": "scaled_dot_product_attention",
     "take": "embedding",
 }
-"""What quantization calls an operator that has another name in the module."""
+"""What quantization may call an operator that has another name in the module."""
 
 
 def float_operators(
@@ -59,17 +59,17 @@ def _refusal(operator: str, place: str, refused: Sequence[FloatRecord]) -> str |
     Of the records whose module is the operator's or around it, one of the same operator counts before others, and the
     innermost module's before those around it.
     """
-    operator = _NAMES.get(operator, operator)
+    names = {operator, _NAMES.get(operator, operator)}
     best: tuple[tuple[bool, int], str] | None = None
     for record in refused:
         readable = record.place.split(",")[0].replace(".", "_")
         if re.fullmatch(rf"{re.escape(readable)}\d*(_.*)?", place):
-            rank = (record.operator.rstrip("_") == operator, len(readable))
+            rank = (record.operator.rstrip("_") in names, len(readable))
             if best is None or rank > best[0]:
                 best = rank, record.reason
     if best is not None:
         return best[1]
-    return next((r.reason for r in refused if r.operator.rstrip("_") == operator), None)
+    return next((r.reason for r in refused if r.operator.rstrip("_") in names), None)
 
 
 def _consequence(binding: relax.VarBinding) -> str:

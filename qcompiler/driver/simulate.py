@@ -52,7 +52,8 @@ class IntegerModule(nn.Module):
         """
         tensors = [torch.as_tensor(x).detach().cpu() for x in order_inputs(self.inputs, inputs)]
         runs = [self._run(part) for part in self._batches(tensors)]
-        outputs = tuple(torch.from_numpy(np.concatenate(column)) for column in zip(*runs, strict=True))
+        columns = zip(*runs, strict=True)
+        outputs = tuple(torch.from_numpy(c[0] if len(c) == 1 else np.concatenate(c)) for c in columns)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _batches(self, tensors: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:

@@ -99,6 +99,62 @@ _CONVERTERS: dict[str, Converter] = {
 }
 
 
+def _reduction(operator: Callable[..., relax.Expr]) -> Converter:
+    """Converter of ``(x, axes, keepdim)``; all axes if there are none."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Expr:
+        args: tuple[Any, ...] = node.args
+        axes: Any = args[1] if len(args) > 1 else node.kwargs.get("dim")
+        keep = args[2] if len(args) > 2 else node.kwargs.get("keepdim", False)
+        axes = [axes] if isinstance(axes, int) else (list(axes) if axes else None)
+        return importer.block_builder.emit(operator(importer.env[args[0]], axes, bool(keep)))
+
+    return convert
+
+
+def _extreme(value: Callable[..., relax.Expr], position: Callable[..., relax.Expr]) -> Converter:
+    """Converter of ``(x, axis, keepdim)`` to the extreme along an axis and the position of the first one."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Expr:
+        args: tuple[Any, ...] = node.args
+        axis = args[1] if len(args) > 1 else node.kwargs["dim"]
+        keep = bool(args[2] if len(args) > 2 else node.kwargs.get("keepdim", False))
+        x, emit = importer.env[args[0]], importer.block_builder.emit
+        found = [emit(value(x, axis, keep)), emit(position(x, axis, keep))]
+        return emit(relax.Tuple(found))
+
+    return convert
+
+
+def _scatter_add(node: fx.Node, importer: Any) -> relax.Expr:
+    args: tuple[Any, ...] = node.args
+    x, axis, index, source = (importer.env[a] if isinstance(a, fx.Node) else a for a in args)
+    extents, emit = [int(d) for d in index.ty.shape], importer.block_builder.emit
+    if extents != [int(d) for d in source.ty.shape]:
+        source = emit(relax.op.strided_slice(source, list(range(len(extents))), [0] * len(extents), extents))
+    return emit(relax.op.scatter_elements(x, index, source, axis, "add"))
+
+
+def _where(node: fx.Node, importer: Any) -> relax.Expr:
+    dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+    condition, *values = (
+        importer.env[a] if isinstance(a, fx.Node) else relax.const(a, dtype) for a in node.args
+    )
+    return importer.block_builder.emit(relax.op.where(condition, *values))
+
+
+_CONVERTERS |= {
+    "amax.default": _reduction(relax.op.max),
+    "amin.default": _reduction(relax.op.min),
+    "prod.dim_int": _reduction(relax.op.prod),
+    # TVM's own sorts for them.
+    "max.dim": _extreme(relax.op.max, relax.op.argmax),
+    "min.dim": _extreme(relax.op.min, relax.op.argmin),
+    "scatter_add.default": _scatter_add,
+    "where.default": _where,
+}
+
+
 def _ignoring_importer(convert: Callable[[fx.Node], relax.Expr]) -> Converter:
     return lambda node, _importer: convert(node)
 
@@ -204,6 +260,11 @@ class _NamingBuilder:
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._builder, attribute)
+
+
+def importable_operators() -> frozenset[str]:
+    """Names of the operators of aten that are imported, such as ``conv2d.default``."""
+    return frozenset(_CONVERTERS) | frozenset(_Importer({}).convert_map)
 
 
 def import_program(program: ExportedProgram, precisions: Mapping[str, str] | None = None) -> tvm.IRModule:

@@ -18,6 +18,8 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from qcompiler.errors import FrontendError
+from qcompiler.frontend.decompose import decompose
+from qcompiler.frontend.importer import importable_operators
 
 _QUANTIZATION_NAMESPACES = frozenset({"quantized_decomposed", "torchao"})
 
@@ -39,7 +41,7 @@ class TensorInfo:
 
 
 def check(program: ExportedProgram) -> ExportedProgram:
-    """Returns ``program`` if it can be compiled.
+    """Returns ``program`` if it can be compiled, in operators that are imported as far as they can be composed of such.
 
     Raises:
         FrontendError: it was exported in training mode; it writes to a buffer, a parameter or an input; an input is
@@ -54,7 +56,7 @@ def check(program: ExportedProgram) -> ExportedProgram:
     _refuse_other_devices(program)
     if not user_outputs(program):
         raise FrontendError("forward returns no tensor; a compiled model must return at least one")
-    return program
+    return decompose(program, importable_operators())
 
 
 def is_quantized(program: ExportedProgram) -> bool:

@@ -46,6 +46,15 @@ def test_the_operators_own_reason_goes_before_that_of_a_module_around_it() -> No
     ]
 
 
+def test_the_parts_of_attention_have_its_reason() -> None:
+    refused = [
+        FloatRecord("select", "a.b", "select"),
+        FloatRecord("scaled_dot_product_attention", "a.b", "attention"),
+    ]
+    (found,) = float_operators(module(a_b3="softmax"), {}, refused)
+    assert found.reason == "attention"
+
+
 def test_other_places_reasons_are_not_taken() -> None:
     refused = [FloatRecord("conv2d", "blocks.1", "keep_float")]
     (found,) = float_operators(module(blocks_2="exp"), {}, refused)

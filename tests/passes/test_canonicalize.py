@@ -78,8 +78,8 @@ def test_no_index_reads_beyond_its_table() -> None:
     def rows(mode):  # type: ignore[no-untyped-def]
         return make(lambda emit, ids: relax.op.take(table, ids, axis=0, mode=mode), ((4,), "int64"))
 
-    assert_equal(Canonicalize()(rows("fast")), rows("clip"))
-    assert_equal(Canonicalize()(rows("wrap")), rows("wrap"))
+    assert_equal(Canonicalize()(rows("fast")), rows("wrap"))
+    assert_equal(Canonicalize()(rows("clip")), rows("clip"))
 
 
 def test_operators_that_do_nothing_vanish() -> None:
@@ -124,3 +124,23 @@ def test_a_split_becomes_slices(sections: Any) -> None:
     got = reference.Interpreter(after).run([x])
     for value, k in zip(got, reversed(range(len(ends) - 1)), strict=True):
         np.testing.assert_array_equal(value.array, x[:, ends[k] : ends[k + 1]])
+
+
+def test_an_index_from_the_end_counts_from_the_end() -> None:
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    before = make(lambda e, x: relax.op.take(const(table), x, axis=0), ((3,), "int64"))
+    after = Canonicalize()(before)
+    assert_equal(
+        after, make(lambda e, x: relax.op.take(const(table), x, axis=0, mode="wrap"), ((3,), "int64"))
+    )
+    (found,) = reference.Interpreter(after).run([np.array([-1, 3, 0])])
+    np.testing.assert_array_equal(found.array, table[[-1, 3, 0]])
+
+
+def test_a_scalar_stays_a_scalar() -> None:
+    module = make(
+        lambda e, x: relax.op.full_like(x, e(relax.op.astype(const(2.0, "float64"), "float32"))), IMAGE
+    )
+    after = Canonicalize()(module)
+    (found,) = reference.Interpreter(after).run([np.zeros(IMAGE[0], IMAGE[1])])
+    assert (found.array == 2).all()

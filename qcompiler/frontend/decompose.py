@@ -1,0 +1,226 @@
+"""Writes operators that have no import, or whose import would be wrong, in terms of others.
+
+PyTorch knows most operators as compositions of simpler ones. Only what is not imported as it is is taken apart, so that
+layers keep their operators; and what comes out is looked at again, until all of it can be imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._decomp import decomposition_table
+from torch.export import ExportedProgram, default_decompositions
+
+aten = torch.ops.aten
+
+Decomposition = Callable[..., Any]
+
+_AS_IT_IS: Any = NotImplemented
+"""What a composition returns for a node that needs none."""
+
+_ROUNDS = 8
+"""Depth of compositions of compositions; PyTorch's deepest has three."""
+
+
+def decompose(program: ExportedProgram, importable: Collection[str]) -> ExportedProgram:
+    """The same program, in operators that are imported as far as PyTorch knows how to compose the others.
+
+    Args:
+        program: an exported program.
+        importable: names of the operators that are imported, such as ``conv2d.default``.
+    """
+    for _ in range(_ROUNDS):
+        table = {}
+        for node in program.graph.nodes:
+            operator = _operator(node)
+            if operator is None or operator in table:
+                continue
+            if operator in _OWN and _OWN[operator][0](node):
+                table[operator] = _OWN[operator][1]
+            elif operator.__name__ not in importable and operator not in _OWN:
+                found = _known(operator)
+                if found is not None:
+                    table[operator] = found
+        if not table:
+            break
+        program = program.run_decompositions(table)
+    return program
+
+
+def _operator(node: fx.Node) -> torch._ops.OpOverload | None:
+    target = node.target
+    aten_operator = isinstance(target, torch._ops.OpOverload) and target.namespace == "aten"
+    return target if node.op == "call_function" and aten_operator else None  # type: ignore[return-value]
+
+
+def _known(operator: torch._ops.OpOverload) -> Decomposition | None:
+    """PyTorch's own composition of an operator, or None."""
+    # The second table takes operators apart further, into a dialect that is not imported.
+    for table in (default_decompositions(), decomposition_table):
+        if operator in table:
+            return table[operator]
+    return None
+
+
+def _always(_node: fx.Node) -> bool:
+    return True
+
+
+def _select(x: Tensor, dim: int, index: int) -> Any:
+    index = index % x.shape[dim]
+    return aten.squeeze.dim(aten.slice.Tensor(x, dim, index, index + 1), dim)
+
+
+def _several_indices(node: fx.Node) -> bool:
+    return sum(i is not None for i in node.args[1]) > 1  # type: ignore[union-attr]
+
+
+def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
+    """Several index tensors, as one of the flattened axes."""
+    axes = [a for a, i in enumerate(indices) if i is not None]
+    if len(axes) < 2 or any(i is not None and i.dtype == torch.bool for i in indices):
+        return _AS_IT_IS
+    rest = [a for a in range(x.dim()) if a not in axes]
+    extents = [x.shape[a] for a in axes]
+    linear: Tensor | None = None
+    for axis, extent in zip(axes, extents, strict=True):
+        index = aten.remainder.Scalar(indices[axis].to(torch.int64), extent)  # type: ignore[union-attr]
+        linear = index if linear is None else linear * extent + index
+    assert linear is not None
+    flat = x.permute(axes + rest).reshape([math.prod(extents), *(x.shape[a] for a in rest)])
+    result = aten.index_select(flat, 0, linear.reshape([-1])).reshape(
+        [*linear.shape, *(x.shape[a] for a in rest)]
+    )
+    if axes == list(range(axes[0], axes[-1] + 1)) and axes[0]:
+        # Adjacent indices leave their axes where the first of them was.
+        front = linear.dim()
+        order = [*range(front, front + axes[0]), *range(front), *range(front + axes[0], result.dim())]
+        result = result.permute(order)
+    return result
+
+
+def _unsafe_index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
+    return aten.index.Tensor(x, indices)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """The default scale is 1 / sqrt(width); another one goes into the queries."""
+    if scale is None and not enable_gqa:
+        return _AS_IT_IS
+    if scale is not None:
+        query = query * (scale * math.sqrt(query.shape[-1]))
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    return aten.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
+
+
+def _of_another_scale(node: fx.Node) -> bool:
+    return node.kwargs.get("scale") is not None or bool(node.kwargs.get("enable_gqa"))
+
+
+def _no_whole_ratio(node: fx.Node) -> bool:
+    source, result = (n.meta["val"].shape[2:] for n in (node.args[0], node))  # type: ignore[union-attr]
+    return any(after % before for before, after in zip(source, result, strict=True))
+
+
+def _nearest(x: Tensor, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Any:
+    size = output_size or [math.floor(n * f) for n, f in zip(x.shape[2:], scale_factors or (), strict=True)]
+    if all(after % before == 0 for before, after in zip(x.shape[2:], size, strict=True)):
+        return _AS_IT_IS
+    for k, after in enumerate(size):
+        # The ratio is a float32 in PyTorch; the positions are those that it computes.
+        ratio = 1.0 / scale_factors[k] if scale_factors else x.shape[2 + k] / after
+        positions = (torch.arange(after, dtype=torch.float32) * ratio).to(torch.int64)
+        x = aten.index_select(
+            x, 2 + k, torch.minimum(positions, torch.full_like(positions, x.shape[2 + k] - 1))
+        )
+    return x
+
+
+def _without(*positions: int) -> Callable[[fx.Node], bool]:
+    """Whether one of some arguments is missing."""
+    return lambda node: any(len(node.args) <= p or node.args[p] is None for p in positions)
+
+
+def _layer_norm(
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
+    if weight is not None and bias is not None:
+        return _AS_IT_IS
+    weight = torch.ones(shape, dtype=x.dtype) if weight is None else weight
+    bias = torch.zeros(shape, dtype=x.dtype) if bias is None else bias
+    return aten.layer_norm(x, shape, weight, bias, eps)
+
+
+def _group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    if weight is not None and bias is not None:
+        return _AS_IT_IS
+    weight = torch.ones(x.shape[1], dtype=x.dtype) if weight is None else weight
+    bias = torch.zeros(x.shape[1], dtype=x.dtype) if bias is None else bias
+    return aten.group_norm(x, groups, weight, bias, eps)
+
+
+def _clamped_integers(x: Tensor, low: float | None = None, high: float | None = None) -> Any:
+    """Of integers: TVM's clamp is for floats."""
+    for bound, pick in ((low, torch.maximum), (high, torch.minimum)):
+        if bound is not None:
+            x = pick(x, torch.full_like(x, int(bound)))
+    return x
+
+
+def _of_integers(node: fx.Node) -> bool:
+    return not node.args[0].meta["val"].is_floating_point()  # type: ignore[union-attr]
+
+
+def _deviation(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Any:
+    return aten.sqrt(aten.var.correction(x, dim, correction=correction, keepdim=keepdim))
+
+
+def _unfold(x: Tensor, dimension: int, size: int, step: int) -> Any:
+    extent = (x.shape[dimension] - size) // step * step + 1
+    return torch.stack([aten.slice.Tensor(x, dimension, k, k + extent, step) for k in range(size)], -1)
+
+
+_OWN: dict[Any, tuple[Callable[[fx.Node], bool], Decomposition]] = {
+    aten.select.int: (_always, _select),
+    aten.index.Tensor: (_several_indices, _index),
+    aten._unsafe_index.Tensor: (_always, _unsafe_index),
+    aten.scaled_dot_product_attention.default: (_of_another_scale, _attention),
+    aten.upsample_nearest2d.vec: (_no_whole_ratio, _nearest),
+    aten.layer_norm.default: (_without(2, 3), _layer_norm),
+    aten.group_norm.default: (_without(2, 3), _group_norm),
+    aten.unfold.default: (_always, _unfold),
+    aten.grid_sampler_2d.default: (_always, decomposition_table[aten.grid_sampler_2d.default]),
+    aten.clamp.default: (_of_integers, _clamped_integers),
+    aten.std.correction: (_always, _deviation),
+}
+"""Compositions of our own, and for which nodes they are needed."""
