@@ -107,32 +107,6 @@ def _unsafe_index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
     return aten.index.Tensor(x, indices)
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """The default scale is 1 / sqrt(width); another one goes into the queries."""
-    if scale is None and not enable_gqa:
-        return _AS_IT_IS
-    if scale is not None:
-        query = query * (scale * math.sqrt(query.shape[-1]))
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    return aten.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
-
-
-def _of_another_scale(node: fx.Node) -> bool:
-    return node.kwargs.get("scale") is not None or bool(node.kwargs.get("enable_gqa"))
-
-
 def _no_whole_ratio(node: fx.Node) -> bool:
     source, result = (n.meta["val"].shape[2:] for n in (node.args[0], node))  # type: ignore[union-attr]
     return any(after % before for before, after in zip(source, result, strict=True))
@@ -214,7 +188,6 @@ _OWN: dict[Any, tuple[Callable[[fx.Node], bool], Decomposition]] = {
     aten.select.int: (_always, _select),
     aten.index.Tensor: (_several_indices, _index),
     aten._unsafe_index.Tensor: (_always, _unsafe_index),
-    aten.scaled_dot_product_attention.default: (_of_another_scale, _attention),
     aten.upsample_nearest2d.vec: (_no_whole_ratio, _nearest),
     aten.layer_norm.default: (_without(2, 3), _layer_norm),
     aten.group_norm.default: (_without(2, 3), _group_norm),

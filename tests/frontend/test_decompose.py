@@ -25,12 +25,6 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "indices of the first axes": lambda x: x[torch.tensor([0, -1]), torch.tensor([1, -1])],
     "indices of the last axes": lambda x: x[:, torch.tensor([[0], [-1]]), torch.tensor([1, -1, 2])],
     "indices apart": lambda x: x[torch.tensor([0, -1]), :, torch.tensor([1, -1])],
-    "attention of another scale": lambda x: F.scaled_dot_product_attention(
-        x[:, None], x[:, None], x[:, None], scale=0.3
-    ),
-    "grouped attention": lambda x: F.scaled_dot_product_attention(
-        x.reshape(1, 4, 2, 5), x.reshape(1, 4, 2, 5)[:, :2], x.reshape(1, 4, 2, 5)[:, :2], enable_gqa=True
-    ),
     "masked fill": lambda x: x.masked_fill(x > 0, -1e9).softmax(-1),
     "nearest up": lambda x: F.interpolate(x[None], size=(7, 9)),
     "nearest down": lambda x: F.interpolate(x[None], size=(3, 2)),
