@@ -184,11 +184,12 @@ def test_bundle_and_compiler_share_a_process_in_either_order(small_bundle_path: 
 def test_without_an_installed_tvm_the_bundles_runtime_is_used(
     small_bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = small_bundle_path / "lib/libtvm_runtime.so"
+    name = "lib/libtvm_runtime.so"
+    own = small_bundle_path / name
     manifest = read_manifest(small_bundle_path)
-    assert library_module._runtime_path(small_bundle_path, manifest) != own
+    assert library_module._runtime_path(small_bundle_path, manifest, name) != own
     monkeypatch.setattr(library_module.importlib.util, "find_spec", lambda _: None)
-    assert library_module._runtime_path(small_bundle_path, manifest) == own
+    assert library_module._runtime_path(small_bundle_path, manifest, name) == own
 
 
 def test_the_bundles_own_runtime_runs_it(small_bundle_path: Path) -> None:
