@@ -137,6 +137,8 @@ def to_physical(
     with tvm_target:
         # TVM's sorts and scans for GPUs are several kernels in one, which have no schedule here.
         cpu = not isinstance(target, GpuTarget)
+        if not cpu:
+            verify.on_gpus(module)
         scans = [LowerSorts(), relax.backend.DispatchSortScan()] if cpu else []
         module = _apply(
             [

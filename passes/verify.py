@@ -5,7 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from qcompiler.errors import PassError
+from qcompiler.errors import PassError, UnsupportedOperatorError
 from qcompiler.operators import INTEGER_OPERATORS
 from qcompiler.passes.graph import MAIN, array, bindings, dtype, is_tensor, op_name
 
@@ -60,6 +60,24 @@ def integer(module: tvm.IRModule) -> None:
                 _refuse(
                     "integer", binding, f"has accumulators up to {attrs['accumulator_bound']}, beyond int32"
                 )
+
+
+SCANS = frozenset({"relax.sort", "relax.argsort", "relax.topk", "relax.cumsum", "relax.cumprod"})
+
+
+def on_gpus(module: tvm.IRModule) -> None:
+    """Refuses what has kernels for CPUs only.
+
+    Raises:
+        UnsupportedOperatorError: it is in the module.
+    """
+    for binding in bindings(module):
+        name = op_name(binding.value)
+        if name in SCANS:
+            raise UnsupportedOperatorError(
+                f"operator {name.removeprefix('relax.')} at {binding.var.name} has no kernel for GPUs; leave it to whoever "
+                "reads the model's output, or compile for a CPU"
+            )
 
 
 def physical(module: tvm.IRModule) -> None:

@@ -38,6 +38,7 @@ from qcompiler.driver.widened import describe_widened
 from qcompiler.driver.zeros import zero_shares
 from qcompiler.errors import BuildError, ConfigError
 from qcompiler.frontend import capture
+from qcompiler.frontend.decompose import unroll
 from qcompiler.frontend.importer import import_program
 from qcompiler.passes import pipeline
 from qcompiler.passes.graph import MAIN, bindings, dims, dtype, op_name
@@ -180,7 +181,7 @@ class IntegerModel:
 
 def integer_model(quantized: QuantizedModel, config: CompileConfig, dump: pipeline.Dump) -> IntegerModel:
     """A program in PT2E form in integers: steps 3 and 4."""
-    program = quantized.program
+    program = unroll(quantized.program)
     module = import_program(program, rounded_layers(program.graph.nodes, config))
     integer = pipeline.to_integer(module, dump)
     return IntegerModel(

@@ -63,7 +63,7 @@ def _refusal(operator: str, place: str, refused: Sequence[FloatRecord]) -> str |
     best: tuple[tuple[bool, int], str] | None = None
     for record in refused:
         readable = record.place.split(",")[0].replace(".", "_")
-        if re.fullmatch(rf"{re.escape(readable)}\d*(_.*)?", place):
+        if re.fullmatch(rf"{re.escape(readable)}(\d*|_.*)", place):  # the importer numbers what has one name
             rank = (record.operator.rstrip("_") in names, len(readable))
             if best is None or rank > best[0]:
                 best = rank, record.reason

@@ -138,6 +138,11 @@ def trained_program(
         raise ConfigError(
             "a trained module is compiled as it was trained, so plan and gate come too late; give the plan to prepare_qat"
         )
+    refuse_quantization(config, "the module")
+    if config.precision != "int8":
+        raise ConfigError(
+            f"precision {config.precision}: the module was trained for int8; give the float model, or leave precision out"
+        )
     if calibration is not None:
         log.warning("the module was trained with its own ranges; calibration data is not used")
     program = capture.check(model.program(example_inputs))

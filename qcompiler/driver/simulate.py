@@ -14,6 +14,7 @@ from qcompiler.driver.compile import IntegerModel, integer_model
 from qcompiler.driver.quantized import Calibration, Model, program_of, quantized_program, trained_program
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.passes import pipeline
+from qcompiler.passes.graph import bindings, op_name
 from qcompiler.quantization.training import QATModule
 from qcompiler.runtime.inputs import order_inputs, to_array
 from qcompiler.runtime.manifest import FloatRecord, TensorSpec
@@ -97,9 +98,19 @@ def simulate(
     if config.gate:
         raise ConfigError("gate measures layers on the target; simulate takes a plan instead")
     target = registry.resolve(config.target)
+    if config.weights_only or config.precision not in ("int8", "fp32"):
+        raise ConfigError(
+            "simulate computes int8 and fp32 layers; layers in bf16 and fp16 and weights_only round as each chip does: compile "
+            "the model, and run it"
+        )
     if isinstance(model, QATModule):
         quantized = trained_program(model, example_inputs, target, config, calibration)
     else:
         program = program_of(model, example_inputs, config)
         quantized = quantized_program(program, target, config, calibration)
-    return IntegerModule(integer_model(quantized, config, pipeline.Dump(config.dump_ir)))
+    model_in_integers = integer_model(quantized, config, pipeline.Dump(config.dump_ir))
+    if any(op_name(b.value) == "qc.round_float" for b in bindings(model_in_integers.module)):
+        raise ConfigError(
+            "a layer's precision is bf16 or fp16, which each chip rounds in its own way: compile the model, and run it"
+        )
+    return IntegerModule(model_in_integers)

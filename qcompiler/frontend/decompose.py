@@ -26,6 +26,17 @@ _ROUNDS = 8
 """Depth of compositions of compositions; PyTorch's deepest has three."""
 
 
+RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+"""Recurrent layers. They stay whole, and so in float, until quantization is done: a state that is rounded to 8 bits in
+every step drifts away."""
+
+
+def unroll(program: ExportedProgram) -> ExportedProgram:
+    """The same program with a copy of each recurrent layer's operators for every step."""
+    found = {n.target for n in program.graph.nodes} & set(RECURRENT)
+    return program.run_decompositions({r: decomposition_table[r] for r in found}) if found else program
+
+
 def decompose(program: ExportedProgram, importable: Collection[str]) -> ExportedProgram:
     """The same program, in operators that are imported as far as PyTorch knows how to compose the others.
 
@@ -41,7 +52,7 @@ def decompose(program: ExportedProgram, importable: Collection[str]) -> Exported
                 continue
             if operator in _OWN and _OWN[operator][0](node):
                 table[operator] = _OWN[operator][1]
-            elif operator.__name__ not in importable and operator not in _OWN:
+            elif operator.__name__ not in importable and operator not in (*_OWN, *RECURRENT):
                 found = _known(operator)
                 if found is not None:
                     table[operator] = found
@@ -126,47 +137,34 @@ def _nearest(x: Tensor, output_size: Sequence[int] | None, scale_factors: Sequen
     return x
 
 
-def _without(*positions: int) -> Callable[[fx.Node], bool]:
-    """Whether one of some arguments is missing."""
-    return lambda node: any(len(node.args) <= p or node.args[p] is None for p in positions)
-
-
-def _layer_norm(
-    x: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Any:
-    if weight is not None and bias is not None:
-        return _AS_IT_IS
-    weight = torch.ones(shape, dtype=x.dtype) if weight is None else weight
-    bias = torch.zeros(shape, dtype=x.dtype) if bias is None else bias
-    return aten.layer_norm(x, shape, weight, bias, eps)
-
-
-def _group_norm(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enabled: bool = True,
-) -> Any:
-    if weight is not None and bias is not None:
-        return _AS_IT_IS
-    weight = torch.ones(x.shape[1], dtype=x.dtype) if weight is None else weight
-    bias = torch.zeros(x.shape[1], dtype=x.dtype) if bias is None else bias
-    return aten.group_norm(x, groups, weight, bias, eps)
-
-
-def _clamped_integers(x: Tensor, low: float | None = None, high: float | None = None) -> Any:
+def _clamped_integers(x: Tensor, low: Any = None, high: Any = None) -> Any:
     """Of integers: TVM's clamp is for floats."""
+    if x.is_floating_point():
+        return _AS_IT_IS
+    if isinstance(low, float) or isinstance(high, float):
+        return aten.clamp.default(x.to(torch.get_default_dtype()), low, high)
     for bound, pick in ((low, torch.maximum), (high, torch.minimum)):
         if bound is not None:
             x = pick(x, torch.full_like(x, int(bound)))
     return x
+
+
+def _raised_integers(x: Tensor, low: float) -> Any:
+    return _AS_IT_IS if x.is_floating_point() else aten.clamp.default(x, low, None)
+
+
+def _lowered_integers(x: Tensor, high: float) -> Any:
+    return _AS_IT_IS if x.is_floating_point() else aten.clamp.default(x, None, high)
+
+
+def _linear_by_ratio(x: Tensor, *arguments: Any) -> Any:
+    return decomposition_table[aten.upsample_bilinear2d.vec](x, *arguments)
+
+
+def _by_a_ratio(node: fx.Node) -> bool:
+    """Whether the ratio is given, and not what the extents say: TVM goes by the extents."""
+    size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
+    return size is None and _no_whole_ratio(node)
 
 
 def _of_integers(node: fx.Node) -> bool:
@@ -189,10 +187,11 @@ _OWN: dict[Any, tuple[Callable[[fx.Node], bool], Decomposition]] = {
     aten.index.Tensor: (_several_indices, _index),
     aten._unsafe_index.Tensor: (_always, _unsafe_index),
     aten.upsample_nearest2d.vec: (_no_whole_ratio, _nearest),
-    aten.layer_norm.default: (_without(2, 3), _layer_norm),
-    aten.group_norm.default: (_without(2, 3), _group_norm),
     aten.unfold.default: (_always, _unfold),
     aten.grid_sampler_2d.default: (_always, decomposition_table[aten.grid_sampler_2d.default]),
+    aten.clamp_min.default: (_of_integers, _raised_integers),
+    aten.clamp_max.default: (_of_integers, _lowered_integers),
+    aten.upsample_bilinear2d.vec: (_by_a_ratio, _linear_by_ratio),
     aten.clamp.default: (_of_integers, _clamped_integers),
     aten.std.correction: (_always, _deviation),
 }

@@ -6,10 +6,11 @@ here. Parameters and buffers become constants of the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import tvm
 from torch import fx
@@ -135,15 +136,58 @@ def _scatter_add(node: fx.Node, importer: Any) -> relax.Expr:
     return emit(relax.op.scatter_elements(x, index, source, axis, "add"))
 
 
-def _where(node: fx.Node, importer: Any) -> relax.Expr:
+def _norm_weights(node: fx.Node, importer: Any, extents: Sequence[int]) -> tuple[Any, Any]:
+    """Weight and bias of a norm; ones and zeros where there are none."""
+    args: tuple[Any, ...] = node.args
     dtype = str(node.meta["val"].dtype).removeprefix("torch.")
-    condition, *values = (
-        importer.env[a] if isinstance(a, fx.Node) else relax.const(a, dtype) for a in node.args
+    given = [args[p] if len(args) > p else node.kwargs.get(n) for p, n in ((2, "weight"), (3, "bias"))]
+    weight, bias = (
+        relax.const(np.full(extents, fill), dtype) if node is None else importer.env[node]
+        for node, fill in zip(given, (1.0, 0.0), strict=True)
     )
-    return importer.block_builder.emit(relax.op.where(condition, *values))
+    return weight, bias
+
+
+def _layer_norm(node: fx.Node, importer: Any) -> relax.Expr:
+    args: tuple[Any, ...] = node.args
+    extents = [int(d) for d in args[1]]
+    epsilon: Any = args[4] if len(args) > 4 else node.kwargs.get("eps", 1e-5)
+    weight, bias = _norm_weights(node, importer, extents)
+    axes = list(range(-len(extents), 0))
+    return importer.block_builder.emit(
+        relax.op.nn.layer_norm(importer.env[args[0]], weight, bias, axes, float(epsilon))
+    )
+
+
+def _group_norm(node: fx.Node, importer: Any) -> relax.Expr:
+    args: tuple[Any, ...] = node.args
+    x = importer.env[args[0]]
+    epsilon: Any = args[4] if len(args) > 4 else node.kwargs.get("eps", 1e-5)
+    weight, bias = _norm_weights(node, importer, [int(x.ty.shape[1])])
+    axes = list(range(2, len(x.ty.shape)))
+    return importer.block_builder.emit(
+        relax.op.nn.group_norm(x, weight, bias, int(args[1]), 1, axes, float(epsilon))
+    )
+
+
+def _filled_like(number: float | None) -> Converter:
+    """Converter of ``(x, number)``, or of ``(x)`` for a number that the operator's name says; TVM passes over the dtype."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Expr:
+        value = node.meta["val"]
+        dtype = str(value.dtype).removeprefix("torch.")
+        filling = relax.const(node.args[1] if number is None else number, dtype)
+        return importer.block_builder.emit(relax.op.full(list(value.shape), filling, dtype))
+
+    return convert
 
 
 _CONVERTERS |= {
+    "zeros_like.default": _filled_like(0),
+    "ones_like.default": _filled_like(1),
+    "full_like.default": _filled_like(None),
+    "layer_norm.default": _layer_norm,
+    "group_norm.default": _group_norm,
     "amax.default": _reduction(relax.op.max),
     "amin.default": _reduction(relax.op.min),
     "prod.dim_int": _reduction(relax.op.prod),
@@ -151,7 +195,6 @@ _CONVERTERS |= {
     "max.dim": _extreme(relax.op.max, relax.op.argmax),
     "min.dim": _extreme(relax.op.min, relax.op.argmin),
     "scatter_add.default": _scatter_add,
-    "where.default": _where,
 }
 
 
@@ -193,8 +236,10 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
                 importer.block_builder = _NamingBuilder(importer.block_builder)
             importer.block_builder.name = _layer_name(node)
             try:
-                with self._rounded_input(node):
-                    return convert(node, importer)
+                with self._rounded_input(node), self._promoted_inputs(node):
+                    result = convert(node, importer)
+                _check_result(node, result)
+                return result
             except FrontendError:
                 raise
             except Exception as error:  # TVM's converters raise whatever their operators raise
@@ -205,6 +250,25 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
                 ) from error
 
         return run
+
+    @contextmanager
+    def _promoted_inputs(self, node: fx.Node) -> Iterator[None]:
+        """While arithmetic of integers with floats is converted, the integers are floats."""
+        held: dict[fx.Node, Any] = {}
+        value = node.meta.get("val")
+        if _base_name(node) in _PROMOTING and isinstance(value, torch.Tensor) and value.is_floating_point():
+            wanted = str(value.dtype).removeprefix("torch.")
+            for source in node.all_input_nodes:
+                given = self.env[source]
+                if isinstance(getattr(given, "ty", None), relax.TensorType) and "float" not in str(
+                    given.ty.dtype
+                ):
+                    held[source] = given
+                    self.env[source] = self.block_builder.emit(relax.op.astype(given, wanted))
+        try:
+            yield
+        finally:
+            self.env.update(held)
 
     @contextmanager
     def _rounded_input(self, node: fx.Node) -> Iterator[None]:
@@ -221,6 +285,32 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
             yield
         finally:
             self.env[source] = held
+
+
+_PROMOTING = frozenset({"add", "sub", "rsub", "mul", "div", "pow", "true_divide"})
+"""Operators in which PyTorch promotes integers to floats, and TVM's importer does not."""
+
+
+def _base_name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0].rstrip("_")
+
+
+def _check_result(node: fx.Node, result: Any) -> None:
+    """Refuses a conversion to another shape than PyTorch's, or of integers to floats or back.
+
+    Raises:
+        UnsupportedOperatorError: it is such a one.
+    """
+    value, found = node.meta.get("val"), getattr(result, "ty", None)
+    if not isinstance(value, torch.Tensor) or not isinstance(found, relax.TensorType):
+        return
+    shape, dtype = [int(d) for d in found.shape], str(found.dtype)
+    if shape != list(value.shape) or value.is_floating_point() != ("float" in dtype):
+        line = source_line(node)
+        raise UnsupportedOperatorError(
+            f"operator {node.target} at {place(node)}{f' ({line})' if line else ''} is imported as {dtype} {shape}, and is "
+            f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} in PyTorch; replace it in the model"
+        )
 
 
 def _inplace_converters(known: dict[str, Any]) -> dict[str, Any]:

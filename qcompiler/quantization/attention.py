@@ -34,6 +34,8 @@ def spelled_attention(emit: Emitter, node: Node) -> Node:
     assert isinstance(key, Node), node
     assert isinstance(value, Node), node
     rank = len(shape_of(query))
+    if rank > 4:
+        return node  # which is refused where it is imported
 
     def lifted(x: Node) -> Node:
         """Of four dimensions: samples, heads, positions, channels."""
@@ -58,7 +60,12 @@ def spelled_attention(emit: Emitter, node: Node) -> Node:
         scores = emit(aten.add.Tensor, scores, emit.constant(f"causal_mask_{queries}_{keys}", future))
     if isinstance(mask, Node):
         mask = lifted(mask)
-        if mask.meta["val"].dtype == torch.bool:
+        if mask.meta["val"].dtype != torch.bool:
+            # A query whose mask is -inf everywhere gets zeros as well.
+            kept = emit(aten._to_copy.default, emit(aten.gt.Scalar, mask, -_FAR), dtype=torch.float32)
+            seen = emit(aten.clamp.default, emit(aten.sum.dim_IntList, kept, [-1], True), 0.0, 1.0)
+            mask = emit(aten.clamp.default, mask, -_FAR)
+        else:
             kept = emit(aten._to_copy.default, mask, dtype=torch.float32)
             seen = emit(aten.clamp.default, emit(aten.sum.dim_IntList, kept, [-1], True), 0.0, 1.0)
             mask = emit(aten.mul.Tensor, emit(aten.sub.Tensor, kept, 1.0), _FAR)

@@ -140,9 +140,10 @@ def _celu(emit: Emitter, node: Node) -> Node:
 
 
 def _weighted(emit: Emitter, node: Node) -> Node:
-    source, other, alpha = _source(node), node.args[1], node.kwargs.get("alpha", 1)
+    alpha = node.kwargs.get("alpha", 1)
     if alpha == 1:
         return node
+    source, other = _source(node), node.args[1]
     assert isinstance(alpha, (int, float)), node
     if isinstance(other, Node):
         return emit(node.target, source, emit(aten.mul.Tensor, other, alpha))  # type: ignore[arg-type]
@@ -178,6 +179,7 @@ _SPELLINGS: dict[object, Callable[[Emitter, Node], Node]] = {
     aten.mish.default: _mish,
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.rsub.Scalar: _reversed_difference,
+    aten.rsub.Tensor: _reversed_difference,
     aten.scaled_dot_product_attention.default: spelled_attention,
     aten.selu.default: _selu,
     aten.sub.Tensor: _weighted,

@@ -79,5 +79,36 @@ def test_what_does_not_fit_is_refused(model: TwoOutputs) -> None:
         simulated(x, gain[:2])
     with pytest.raises(InputError, match="float64"):
         simulated(x.double(), gain)
+    for other in ({"precision": "bf16"}, {"precision": "fp32", "weights_only": True}):
+        with pytest.raises(ConfigError, match="simulate computes int8 and fp32 layers"):
+            qcompiler.simulate(model, example, **other)
     with pytest.raises(ConfigError, match="gate measures"):
         qcompiler.simulate(model, example, gate=True, **options)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(10, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sequence, state = self.layer(x)
+        state = state[0] if isinstance(state, tuple) else state
+        return self.head(sequence[:, -1]), state
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_stay_in_float_and_have_pytorchs_states(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model = Recurrent(kind(4, 5, 2, batch_first=True, bidirectional=True)).eval()
+    batches = [(torch.randn(2, 3, 4),) for _ in range(4)]
+    x = torch.randn(2, 3, 4)
+    simulated = qcompiler.simulate(model, batches[0], calibration=batches, target="x86-avx2")
+    with torch.no_grad():
+        wanted = model(x)
+    logits, state = simulated(x)
+    # Sums of at most 10 float32 in another order, through six steps.
+    np.testing.assert_allclose(state.numpy(), wanted[1].numpy(), atol=1e-6)
+    # The linear layer behind it is in integers: within some steps of its inputs, 2/255 each.
+    np.testing.assert_allclose(logits.numpy(), wanted[0].numpy(), atol=0.05)
+    assert not {"dense", "linear"} & {f.operator for f in simulated.float_operators}

@@ -46,7 +46,19 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "same padding": lambda x: F.conv1d(x, torch.full((3, 4, 2), 0.5), padding="same"),
     "repeat": lambda x: x.repeat_interleave(2, -1),
     "unshuffle": lambda x: F.pixel_unshuffle(x[None, :, :, :4], 2),
-    "clamped integers": lambda x: (x * 10).long().clamp(-3, 7),
+    "clamps": lambda x: (
+        (x * 10).long().clamp(-3, 7),
+        x.clamp(-0.5, 0.5),
+        (x * 10).long().clamp_min(2),
+        (x * 10).long().clamp(0.5, 2.5),
+    ),
+    "filled like": lambda x: (
+        torch.zeros_like(x > 0, dtype=torch.float32) + torch.ones_like(x, dtype=torch.int32),
+        torch.full_like(x, 2.5) * x,
+        torch.full_like((x * 3).long(), 7),
+    ),
+    "integers with floats": lambda x: (x * 10).long() / 2 + (x > 0) * 0.5 + 0.25 * (x * 3).int(),
+    "linear by a ratio": lambda x: F.interpolate(x[None], scale_factor=1.7, mode="bilinear"),
     "gates": lambda x: (F.glu(x, 1), F.threshold(x, 0.1, 20.0), F.hardshrink(x), F.logsigmoid(x)),
     "arithmetic": lambda x: (torch.lerp(x, x * 2, 0.3), torch.addcmul(x, x, x, value=0.5), x.frac()),
 }

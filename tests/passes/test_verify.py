@@ -6,7 +6,7 @@ from qc_modules import const, dq, make, q
 from tvm import relax
 
 from qcompiler import operators
-from qcompiler.errors import PassError
+from qcompiler.errors import PassError, UnsupportedOperatorError
 from qcompiler.passes import verify
 
 REALS, BYTES = ((2, 8), "float32"), ((2, 8), "uint8")
@@ -78,3 +78,10 @@ def test_a_module_that_is_not_well_formed_is_refused() -> None:
     module.update_func(module.get_global_var("main"), bad)
     with pytest.raises(PassError, match="after phase canonical the module is not well-formed"):
         verify.canonical(module)
+
+
+def test_sorts_and_cumulative_sums_are_refused_on_gpus() -> None:
+    module = make(lambda e, x: relax.op.cumsum(x, axis=1), ((2, 5), "float32"))
+    with pytest.raises(UnsupportedOperatorError, match=r"cumsum at .* has no kernel for GPUs; leave it to"):
+        verify.on_gpus(module)
+    verify.on_gpus(make(lambda e, x: relax.op.exp(x), ((2, 5), "float32")))

@@ -40,6 +40,9 @@ FORMS: dict[str, Form] = {
     ),
     "nothing": lambda x, ids: attention(x, x, x),
     "causal": lambda x, ids: attention(x, x, x, is_causal=True),
+    "float mask of infinities": lambda x, ids: attention(
+        x, x, x, torch.where(ids != 0, 0.0, -torch.inf)[:, None, None]
+    ),
     "float mask": lambda x, ids: attention(x, x, x, attn_mask=x[:, :1, :, :6]),
 }
 

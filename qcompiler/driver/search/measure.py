@@ -26,13 +26,14 @@ from qcompiler.driver.quantized import Calibration, quantized_program
 from qcompiler.driver.search.attribute import Measured, profiled, tag
 from qcompiler.driver.search.solve import Change, Choice, Costs
 from qcompiler.driver.tuning.apply import TunedScheduler
-from qcompiler.errors import SearchError
+from qcompiler.errors import GpuError, SearchError
 from qcompiler.quantization.network import Network, Site
 from qcompiler.quantization.operator_classes import MATMUL_CLASSES
 from qcompiler.quantization.plan import Plan
 from qcompiler.report import progress as progress_bar
+from qcompiler.runtime.gpu import compute_capability
 from qcompiler.targets import registry
-from qcompiler.targets.base import Target
+from qcompiler.targets.base import GpuTarget, Target
 from qcompiler.targets.host import read_host
 
 
@@ -127,16 +128,30 @@ def check_here(target: Target) -> None:
     """Refuses a target whose bundles cannot run here, before minutes of work rather than after.
 
     Raises:
-        SearchError: the machine is of another architecture, or lacks features.
+        SearchError: the machine is of another architecture, or lacks features or the GPU.
     """
-    host = read_host()
-    missing = [feature for feature in target.required_features if feature not in host.features]
-    if host.machine != machine_of(target.family).name or missing:
-        lack = f"it lacks {missing[0]}" if missing else f"this is {host.machine}"
+    lack = _lack_of_gpu(target) if isinstance(target, GpuTarget) else _lack_of_processor(target)
+    if lack:
         raise SearchError(
             f"layers are measured on the target, and {target.name} cannot run on this machine ({lack}); do it on such a "
             "machine, or for --target native"
         )
+
+
+def _lack_of_processor(target: Target) -> str:
+    host = read_host()
+    missing = [feature for feature in target.required_features if feature not in host.features]
+    if missing:
+        return f"it lacks {missing[0]}"
+    return "" if host.machine == machine_of(target.family).name else f"this is {host.machine}"
+
+
+def _lack_of_gpu(target: GpuTarget) -> str:
+    try:
+        capability = compute_capability()
+    except GpuError as error:
+        return str(error)
+    return "" if f"sm_{capability}" in target.architectures else f"its GPU is sm_{capability}"
 
 
 def measure_costs(

@@ -10,6 +10,7 @@ import torch
 
 from qcompiler.config import CompileConfig, TuneConfig
 from qcompiler.driver import quantized as driver
+from qcompiler.driver.compile import integer_model
 from qcompiler.driver.gpu import nvrtc
 from qcompiler.driver.kernels import kernels
 from qcompiler.driver.tuning.fleet import LocalFleet
@@ -18,7 +19,6 @@ from qcompiler.driver.tuning.tasks import extract
 from qcompiler.driver.tuning.tune import Fleet, Say, Tuned, tune_tasks
 from qcompiler.driver.tuning.writer import LogWriter
 from qcompiler.errors import ConfigError, GpuError, TargetError
-from qcompiler.frontend.importer import import_program
 from qcompiler.passes import pipeline
 from qcompiler.runtime.gpu import compute_capability
 from qcompiler.runtime.threads import available_cpus, default_threads
@@ -63,7 +63,7 @@ def tune_model(
     program = driver.program_of(model, example_inputs, config)
     quantized = driver.quantized_program(program, target, config, calibration)
     dump = pipeline.Dump(config.dump_ir)
-    integer = pipeline.to_integer(import_program(quantized.program), dump)
+    integer = integer_model(quantized, config, dump)
     physical = pipeline.to_physical(integer.module, target, tvm_target, dump=dump, **kernels(target))
     tasks = extract(physical, tuning.layers)
     if not tasks:
