@@ -8,6 +8,7 @@ from tvm import relax
 from qcompiler.errors import PassError, UnsupportedOperatorError
 from qcompiler.operators import INTEGER_OPERATORS
 from qcompiler.passes.graph import MAIN, array, bindings, dtype, is_tensor, op_name
+from qcompiler.passes.lower_sorts import SORTS
 
 
 def _refuse(phase: str, binding: relax.VarBinding, fault: str) -> None:
@@ -62,7 +63,7 @@ def integer(module: tvm.IRModule) -> None:
                 )
 
 
-SCANS = frozenset({"relax.sort", "relax.argsort", "relax.topk", "relax.cumsum", "relax.cumprod"})
+_SCANS = SORTS | {"relax.cumsum", "relax.cumprod"}
 
 
 def on_gpus(module: tvm.IRModule) -> None:
@@ -73,7 +74,7 @@ def on_gpus(module: tvm.IRModule) -> None:
     """
     for binding in bindings(module):
         name = op_name(binding.value)
-        if name in SCANS:
+        if name in _SCANS:
             raise UnsupportedOperatorError(
                 f"operator {name.removeprefix('relax.')} at {binding.var.name} has no kernel for GPUs; leave it to whoever "
                 "reads the model's output, or compile for a CPU"

@@ -26,14 +26,17 @@ _ROUNDS = 8
 """Depth of compositions of compositions; PyTorch's deepest has three."""
 
 
-RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+_RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 """Recurrent layers. They stay whole, and so in float, until quantization is done: a state that is rounded to 8 bits in
 every step drifts away."""
+
+_SPELLED_LATER = (aten.channel_shuffle.default, aten.conv2d.padding)
+"""Operators that quantization spells in its own way."""
 
 
 def unroll(program: ExportedProgram) -> ExportedProgram:
     """The same program with a copy of each recurrent layer's operators for every step."""
-    found = {n.target for n in program.graph.nodes} & set(RECURRENT)
+    found = {n.target for n in program.graph.nodes} & set(_RECURRENT)
     return program.run_decompositions({r: decomposition_table[r] for r in found}) if found else program
 
 
@@ -52,7 +55,11 @@ def decompose(program: ExportedProgram, importable: Collection[str]) -> Exported
                 continue
             if operator in _OWN and _OWN[operator][0](node):
                 table[operator] = _OWN[operator][1]
-            elif operator.__name__ not in importable and operator not in (*_OWN, *RECURRENT):
+            elif operator.__name__ not in importable and operator not in (
+                *_OWN,
+                *_RECURRENT,
+                *_SPELLED_LATER,
+            ):
                 found = _known(operator)
                 if found is not None:
                     table[operator] = found
@@ -157,10 +164,6 @@ def _lowered_integers(x: Tensor, high: float) -> Any:
     return _AS_IT_IS if x.is_floating_point() else aten.clamp.default(x, None, high)
 
 
-def _linear_by_ratio(x: Tensor, *arguments: Any) -> Any:
-    return decomposition_table[aten.upsample_bilinear2d.vec](x, *arguments)
-
-
 def _by_a_ratio(node: fx.Node) -> bool:
     """Whether the ratio is given, and not what the extents say: TVM goes by the extents."""
     size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
@@ -191,7 +194,7 @@ _OWN: dict[Any, tuple[Callable[[fx.Node], bool], Decomposition]] = {
     aten.grid_sampler_2d.default: (_always, decomposition_table[aten.grid_sampler_2d.default]),
     aten.clamp_min.default: (_of_integers, _raised_integers),
     aten.clamp_max.default: (_of_integers, _lowered_integers),
-    aten.upsample_bilinear2d.vec: (_by_a_ratio, _linear_by_ratio),
+    aten.upsample_bilinear2d.vec: (_by_a_ratio, decomposition_table[aten.upsample_bilinear2d.vec]),
     aten.clamp.default: (_of_integers, _clamped_integers),
     aten.std.correction: (_always, _deviation),
 }

@@ -46,6 +46,21 @@ def source_line(node: fx.Node) -> str:
     return f"{file}:{rest.split(',')[0]}"
 
 
+def _described(node: fx.Node) -> str:
+    """An operator, its place and the user's line, for messages."""
+    line = source_line(node)
+    return f"operator {node.target} at {place(node)}{f' ({line})' if line else ''}"
+
+
+def _value_dtype(node: fx.Node) -> str:
+    """The dtype of what PyTorch computes, as TVM names it."""
+    return str(node.meta["val"].dtype).removeprefix("torch.")
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def _dtype(node: fx.Node, dtype: Any) -> str:
     if dtype not in _DTYPES:
         raise FrontendError(
@@ -105,8 +120,7 @@ def _reduction(operator: Callable[..., relax.Expr]) -> Converter:
 
     def convert(node: fx.Node, importer: Any) -> relax.Expr:
         args: tuple[Any, ...] = node.args
-        axes: Any = args[1] if len(args) > 1 else node.kwargs.get("dim")
-        keep = args[2] if len(args) > 2 else node.kwargs.get("keepdim", False)
+        axes, keep = _argument(node, 1, "dim", None), _argument(node, 2, "keepdim", False)
         axes = [axes] if isinstance(axes, int) else (list(axes) if axes else None)
         return importer.block_builder.emit(operator(importer.env[args[0]], axes, bool(keep)))
 
@@ -118,8 +132,7 @@ def _extreme(value: Callable[..., relax.Expr], position: Callable[..., relax.Exp
 
     def convert(node: fx.Node, importer: Any) -> relax.Expr:
         args: tuple[Any, ...] = node.args
-        axis = args[1] if len(args) > 1 else node.kwargs["dim"]
-        keep = bool(args[2] if len(args) > 2 else node.kwargs.get("keepdim", False))
+        axis, keep = _argument(node, 1, "dim", None), bool(_argument(node, 2, "keepdim", False))
         x, emit = importer.env[args[0]], importer.block_builder.emit
         found = [emit(value(x, axis, keep)), emit(position(x, axis, keep))]
         return emit(relax.Tuple(found))
@@ -138,12 +151,12 @@ def _scatter_add(node: fx.Node, importer: Any) -> relax.Expr:
 
 def _norm_weights(node: fx.Node, importer: Any, extents: Sequence[int]) -> tuple[Any, Any]:
     """Weight and bias of a norm; ones and zeros where there are none."""
-    args: tuple[Any, ...] = node.args
-    dtype = str(node.meta["val"].dtype).removeprefix("torch.")
-    given = [args[p] if len(args) > p else node.kwargs.get(n) for p, n in ((2, "weight"), (3, "bias"))]
     weight, bias = (
-        relax.const(np.full(extents, fill), dtype) if node is None else importer.env[node]
-        for node, fill in zip(given, (1.0, 0.0), strict=True)
+        relax.const(np.full(extents, fill), _value_dtype(node)) if given is None else importer.env[given]
+        for given, fill in (
+            (_argument(node, 2, "weight", None), 1.0),
+            (_argument(node, 3, "bias", None), 0.0),
+        )
     )
     return weight, bias
 
@@ -151,7 +164,7 @@ def _norm_weights(node: fx.Node, importer: Any, extents: Sequence[int]) -> tuple
 def _layer_norm(node: fx.Node, importer: Any) -> relax.Expr:
     args: tuple[Any, ...] = node.args
     extents = [int(d) for d in args[1]]
-    epsilon: Any = args[4] if len(args) > 4 else node.kwargs.get("eps", 1e-5)
+    epsilon = _argument(node, 4, "eps", 1e-5)
     weight, bias = _norm_weights(node, importer, extents)
     axes = list(range(-len(extents), 0))
     return importer.block_builder.emit(
@@ -162,7 +175,7 @@ def _layer_norm(node: fx.Node, importer: Any) -> relax.Expr:
 def _group_norm(node: fx.Node, importer: Any) -> relax.Expr:
     args: tuple[Any, ...] = node.args
     x = importer.env[args[0]]
-    epsilon: Any = args[4] if len(args) > 4 else node.kwargs.get("eps", 1e-5)
+    epsilon = _argument(node, 4, "eps", 1e-5)
     weight, bias = _norm_weights(node, importer, [int(x.ty.shape[1])])
     axes = list(range(2, len(x.ty.shape)))
     return importer.block_builder.emit(
@@ -174,10 +187,9 @@ def _filled_like(number: float | None) -> Converter:
     """Converter of ``(x, number)``, or of ``(x)`` for a number that the operator's name says; TVM passes over the dtype."""
 
     def convert(node: fx.Node, importer: Any) -> relax.Expr:
-        value = node.meta["val"]
-        dtype = str(value.dtype).removeprefix("torch.")
+        shape, dtype = list(node.meta["val"].shape), _value_dtype(node)
         filling = relax.const(node.args[1] if number is None else number, dtype)
-        return importer.block_builder.emit(relax.op.full(list(value.shape), filling, dtype))
+        return importer.block_builder.emit(relax.op.full(shape, filling, dtype))
 
     return convert
 
@@ -191,7 +203,7 @@ _CONVERTERS |= {
     "amax.default": _reduction(relax.op.max),
     "amin.default": _reduction(relax.op.min),
     "prod.dim_int": _reduction(relax.op.prod),
-    # TVM's own sorts for them.
+    # TVM's own converters sort for them.
     "max.dim": _extreme(relax.op.max, relax.op.argmax),
     "min.dim": _extreme(relax.op.min, relax.op.argmin),
     "scatter_add.default": _scatter_add,
@@ -225,10 +237,8 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
                 convert = self.convert_map[name]
                 converters[name] = self._named(_ignoring_importer(convert))
             else:
-                line = source_line(node)
                 raise UnsupportedOperatorError(
-                    f"operator {node.target} at {place(node)}{f' ({line})' if line else ''} has no import into TVM; "
-                    "replace it in the model by supported operators"
+                    f"{_described(node)} has no import into TVM; replace it in the model by supported operators"
                 )
         return converters
 
@@ -245,9 +255,8 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
             except FrontendError:
                 raise
             except Exception as error:  # TVM's converters raise whatever their operators raise
-                line = source_line(node)
                 raise UnsupportedOperatorError(
-                    f"operator {node.target} at {place(node)}{f' ({line})' if line else ''} cannot be imported: "
+                    f"{_described(node)} cannot be imported: "
                     f"{str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__}"
                 ) from error
 
@@ -259,14 +268,12 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
         held: dict[fx.Node, Any] = {}
         value = node.meta.get("val")
         if _base_name(node) in _PROMOTING and isinstance(value, torch.Tensor) and value.is_floating_point():
-            wanted = str(value.dtype).removeprefix("torch.")
             for source in node.all_input_nodes:
                 given = self.env[source]
-                if isinstance(getattr(given, "ty", None), relax.TensorType) and "float" not in str(
-                    given.ty.dtype
-                ):
+                ty = getattr(given, "ty", None)
+                if isinstance(ty, relax.TensorType) and "float" not in str(ty.dtype):
                     held[source] = given
-                    self.env[source] = self.block_builder.emit(relax.op.astype(given, wanted))
+                    self.env[source] = self.block_builder.emit(relax.op.astype(given, _value_dtype(node)))
         try:
             yield
         finally:
@@ -311,10 +318,9 @@ def _check_result(node: fx.Node, result: Any) -> None:
         return  # nobody reads the statistics of a batch norm, which are empty
     shape, dtype = [int(d) for d in found.shape], str(found.dtype)
     if shape != list(value.shape) or value.is_floating_point() != ("float" in dtype):
-        line = source_line(node)
         raise UnsupportedOperatorError(
-            f"operator {node.target} at {place(node)}{f' ({line})' if line else ''} is imported as {dtype} {shape}, and is "
-            f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} in PyTorch; replace it in the model"
+            f"{_described(node)} is imported as {dtype} {shape}, and is {_value_dtype(node)} {list(value.shape)} in PyTorch; "
+            "replace it in the model"
         )
 
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_pruned_says_why() -> None:
     with pytest.raises(CompressionError, match=r"reaches a reduction of 0\.0000 only, not 0\.5") as error:
         qcompiler.prune_channels(settle(module), (torch.randn(SHAPE),), 0.5)
     for reason in (
-        "a.weight: a change of shape", "b.weight: a grouped convolution", "c.weight: a fixed number of channels is padded",
+        "a.weight: aten", "b.weight: a grouped convolution", "c.weight: a fixed number of channels is padded",
         "d.weight: they are the model's output",
     ):  # fmt: skip
         assert reason in str(error.value)
