@@ -137,8 +137,11 @@ def is_float32(node: Node) -> bool:
 
 
 def computes_float(node: Node) -> bool:
-    """Whether a node takes or gives a floating-point tensor; to take one out of a tuple is no operator."""
-    if node.target is operator.getitem:
+    """Whether a node takes or gives a floating-point tensor, and reads one of any kind.
+
+    To take one out of a tuple is no operator, and what is made of nothing (``zeros``) is a constant.
+    """
+    if node.target is operator.getitem or not tensor_inputs(node):
         return False
     values = [n.meta.get("val") for n in (node, *tensor_inputs(node))]
     tensors = [t for v in values for t in (v if isinstance(v, (tuple, list)) else (v,))]

@@ -112,3 +112,7 @@ def test_recurrent_layers_stay_in_float_and_have_pytorchs_states(kind: type[nn.R
     # The linear layer behind it is in integers: within some steps of its inputs, 2/255 each.
     np.testing.assert_allclose(logits.numpy(), wanted[0].numpy(), atol=0.05)
     assert not {"dense", "linear"} & {f.operator for f in simulated.float_operators}
+    name = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn_tanh"}[kind]
+    reasons = {f.reason for f in simulated.float_operators}
+    assert f"{name} has no integer kernel" in reasons
+    assert not any(reason.startswith("zeros") for reason in reasons)
